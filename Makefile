@@ -1,0 +1,50 @@
+# make serve: install, then serve the embedded model on http://127.0.0.1:8000/v1
+# make test:  install, then run the tests
+PYTHON ?= python3
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+MODEL  ?=
+
+BIN := .venv/bin
+
+.PHONY: install serve test check format demo-model clean
+.DEFAULT_GOAL := serve
+
+install: .venv/.installed
+develop: .venv/.installed-dev
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "openai-gateway needs Python 3.11 to 3.13, and $(PYTHON) is another; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch .venv/.installed $@
+
+serve: install
+	$(BIN)/openai-gateway serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model $(MODEL))
+
+test: develop
+	$(BIN)/python -m pytest $(ARGS)
+
+check: develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: develop
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Trains the embedded model again from nothing: about 75 minutes on two cores.
+demo-model: develop
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(BIN)/python -m openai_gateway.demo.training.train
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

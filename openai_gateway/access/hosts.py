@@ -1,0 +1,70 @@
+"""Which names the gateway answers to.
+
+A page in a browser can point a name of its own at 127.0.0.1 and so talk to a server that only listens there (DNS
+rebinding); its requests carry that name as Host, and are refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from openai_gateway.api.envelope import error_response
+from openai_gateway.errors import GatewayError, InvalidRequest, PermissionDenied
+
+HOST = re.compile(rb"[A-Za-z0-9._:%\[\]-]+")
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+"""The names to allow where the server is bound to the machine it runs on."""
+
+
+class Hosts:
+    """Lets requests for the `allowed` names pass, with any port; `*` allows every name."""
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+        self.app = app
+        self.allowed = frozenset(_bare(name) for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal: GatewayError | None = None
+        try:
+            if not self._allows(sole_host(scope["headers"])):
+                refusal = PermissionDenied("This server does not answer to the name in the Host header.")
+        except InvalidRequest as error:
+            refusal = error
+        if refusal is None:
+            await self.app(scope, receive, send)
+        else:
+            await error_response(refusal)(scope, receive, send)
+
+    def _allows(self, host: str) -> bool:
+        return "*" in self.allowed or _name(host) in self.allowed
+
+
+def sole_host(headers: Iterable[tuple[bytes, bytes]], *, required: bool = True) -> str:
+    """The one Host header; empty where there is none and none is required, as in HTTP/1.0. Raises InvalidRequest."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (required and not hosts):
+        raise InvalidRequest("A request needs exactly one Host header.")
+    if not all(HOST.fullmatch(host) for host in hosts):
+        # `a/v1/models?` as a host made one path for whoever built a URL with it, and another for the router.
+        raise InvalidRequest("The Host header is not a host.")
+    return hosts[0].decode() if hosts else ""
+
+
+def _name(host: str) -> str:
+    """The name in a Host header: without its port, and an IPv6 address without its brackets."""
+    if host.startswith("["):
+        name, _, port = host.partition("]")
+        # Whatever else follows the bracket is no port, and makes it no name of ours.
+        return host if port and not port.startswith(":") else _bare(name)
+    return _bare(host.partition(":")[0])
+
+
+def _bare(name: str) -> str:
+    return name.strip("[]").rstrip(".").lower()

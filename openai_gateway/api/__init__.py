@@ -1,0 +1,1 @@
+"""One file per HTTP surface: a body in, the gateway asked, bytes out."""

@@ -1,0 +1,174 @@
+"""What request bodies have in common: reading them, the parameters of sampling and reasoning, and clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Container, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from openai_gateway.errors import InvalidRequest, NotJson, UnsupportedParameter
+from openai_gateway.types import EFFORTS, Effort, Event, Sampling
+
+B = TypeVar("B", bound="Body")
+
+_UNION_MEMBERS = (
+    "str",
+    "list[str]",
+    "list[int]",
+    "list[list[int]]",
+)  # how pydantic names a place inside `str | list[…]`
+
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+CODES = {"missing": "missing_required_parameter", "json_invalid": "invalid_json"}
+"""pydantic's error type → OpenAI's code; types that end in `_type` are `invalid_type`, the rest `invalid_value`."""
+
+
+class StreamOptions(BaseModel):
+    """`include_obfuscation` pads events against eavesdroppers on a network; nothing is lost without it."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Reasoning(BaseModel):
+    """OpenRouter's way to ask for reasoning; `effort` also stands there in the Responses API."""
+
+    effort: str | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+    max_tokens: int | None = None
+
+
+class Body(BaseModel):
+    """The parameters that every generating endpoint has. None is always the same as absent; strangers are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    UNSUPPORTED: ClassVar[Mapping[str, Container[Any]]] = {
+        **dict.fromkeys(("xtc_probability", "xtc_threshold", "min_tokens", "typical_p"), (0, 0.0)),
+        **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
+        **dict.fromkeys(("prompt_embeds", "chat_template", "documents"), ()),
+    }
+    """Known parameters that are not honoured → the values of them that ask for nothing."""
+
+    model: str = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Fraction | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    seed: Int64 | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check(self, max_n: int) -> None:
+        """Refuse what is well-formed and still cannot be done."""
+        for name, harmless in self.UNSUPPORTED.items():
+            value = (self.model_extra or {}).get(name)
+            if value is not None and value not in harmless:
+                raise UnsupportedParameter(f"This server does not support '{name}' yet; leave it out.", param=name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+        if (self.n or 1) > max_n:
+            raise InvalidRequest(
+                f"'n' may be at most {max_n} on this server.", param="n", code="integer_above_max_value"
+            )
+
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        """What is asked of the sampler."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if any(not text for text in stop):
+            raise InvalidRequest("A stop sequence must not be empty.", param="stop")
+        if len(stop) > 64:
+            raise InvalidRequest("At most 64 stop sequences may be given.", param="stop")
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=None if self.top_k is None else max(self.top_k, 0),
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or self.repeat_penalty,
+            logit_bias=_token_ids(self.logit_bias or {}),
+            seed=self.seed,
+            n=self.n or 1,
+            stop=tuple(stop),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+        )
+
+
+def _token_ids(bias: dict[str, float]) -> dict[int, float]:
+    if len(bias) > 1024:
+        raise InvalidRequest("'logit_bias' may hold at most 1024 tokens.", param="logit_bias")
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InvalidRequest("The keys of 'logit_bias' are token ids of this model.", param="logit_bias")
+        if not -100 <= value <= 100:
+            raise InvalidRequest("The values of 'logit_bias' are between -100 and 100.", param="logit_bias")
+    return {int(key): value for key, value in bias.items()}
+
+
+def effort(name: str, value: str | None) -> Effort | None:
+    """A reasoning effort as a client wrote it."""
+    for level in EFFORTS:
+        if value == level:
+            return level
+    if value is None:
+        return None
+    raise InvalidRequest(f"'{name}' must be one of {', '.join(EFFORTS)}.", param=name, code="invalid_value")
+
+
+async def read(request: Request, body: type[B]) -> B:
+    """The request's body. Raises `InvalidRequest` that names the first parameter that is wrong."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise NotJson("The request body must be JSON (Content-Type: application/json).")
+    try:
+        parsed = body.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise _refusal(error) from None
+    request.state.model = parsed.model  # for the request log
+    return parsed
+
+
+def _refusal(error: ValidationError) -> InvalidRequest:
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    kind = detail["type"]
+    code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    if not detail["loc"]:
+        return InvalidRequest(f"The request body is not valid: {detail['msg']}.", code=code)
+    steps = [step for step in detail["loc"][1:] if isinstance(step, int) or step not in _UNION_MEMBERS]
+    param = str(detail["loc"][0]) + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return InvalidRequest(f"Invalid '{param}': {detail['msg']}.", param=param, code=code)
+
+
+async def first_of(events: AsyncGenerator[Event]) -> Event:
+    """The first event of a request. When there is none to be had, the request is given up."""
+    try:
+        return await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise

@@ -1,0 +1,289 @@
+"""POST /v1/completions: raw prompts, any number of them, each with `n` choices; echo and log-probabilities as
+lm-eval-harness reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Container, Mapping
+from contextlib import aclosing
+from typing import Annotated, Any, ClassVar
+
+from msgspec.structs import replace
+from openai.types import Completion, CompletionChoice, CompletionUsage
+from openai.types.completion_choice import Logprobs
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from openai_gateway.api import body
+from openai_gateway.api.chat import FLOOR, usage
+from openai_gateway.errors import InvalidRequest
+from openai_gateway.gateway import Choice, Gateway, Tally
+from openai_gateway.settings import Settings
+from openai_gateway.sse import EventStream, frame, unless_gone
+from openai_gateway.types import CompletionRequest, Delta, Echo, Event, TokenLogprob, Usage
+
+Token = Annotated[int, Field(ge=0)]
+
+
+class CompletionBody(body.Body):
+    """The parameters of a completion. `max_tokens` is 16 where it is not given, as the API reference says."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, Container[Any]]] = {
+        **body.Body.UNSUPPORTED,
+        "response_format": ({"type": "text"},),
+    }
+
+    prompt: str | list[str] | list[Token] | list[list[Token]] | None = None
+    suffix: str | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    best_of: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def candidates(self) -> int:
+        """Choices to generate for each prompt; the `n` likeliest of them are returned."""
+        return max(self.best_of or 1, self.n or 1)
+
+    def requests(self, max_n: int) -> list[CompletionRequest]:
+        """One request for each prompt. Raises `InvalidRequest`."""
+        self.check(max_n)
+        self._check_best_of(max_n)
+        max_tokens = 16 if self.max_tokens is None else self.max_tokens
+        if max_tokens == 0 and not self.echo:
+            raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", param="max_tokens")
+        ranked = self.candidates > (self.n or 1)
+        sampling = self.sampling(max_tokens=max_tokens, logprobs=(self.logprobs or 0) if ranked else self.logprobs)
+        return [
+            CompletionRequest(
+                model=self.model,
+                prompt=prompt,
+                suffix=self.suffix or None,
+                sampling=replace(sampling, n=self.candidates),
+                echo=bool(self.echo),
+            )
+            for prompt in self._prompts(max_n)
+        ]
+
+    def _check_best_of(self, max_n: int) -> None:
+        if self.best_of and self.best_of < (self.n or 1):
+            raise InvalidRequest("'best_of' must be at least 'n'.", param="best_of")
+        if self.best_of and self.best_of > max_n:
+            raise InvalidRequest(f"'best_of' may be at most {max_n} on this server.", param="best_of")
+        if self.stream and self.candidates > (self.n or 1):
+            raise InvalidRequest("Results of 'best_of' cannot be streamed.", param="best_of")
+        if self.suffix and self.echo:
+            raise InvalidRequest("'echo' cannot be combined with 'suffix'.", param="echo")
+
+    def _prompts(self, max_n: int) -> list[str | tuple[int, ...]]:
+        prompt = "" if self.prompt is None else self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt or any(item == [] for item in prompt):
+            raise InvalidRequest("'prompt' must not be an empty list.", param="prompt")
+        if len(prompt) > 2048:
+            raise InvalidRequest("At most 2048 prompts may be sent at once.", param="prompt")
+        if isinstance(prompt[0], int):
+            if self.suffix:
+                raise InvalidRequest("'suffix' needs a text as its prompt.", param="suffix")
+            return [tuple(prompt)]  # type: ignore[arg-type]
+        return [item if isinstance(item, str) else tuple(item) for item in prompt]  # type: ignore[arg-type]
+
+
+class Completions:
+    """The endpoint."""
+
+    def __init__(self, gateway: Gateway, settings: Settings) -> None:
+        self._gateway = gateway
+        self._settings = settings
+
+    async def create(self, http: Request) -> Response:
+        asked = await body.read(http, CompletionBody)
+        requests = asked.requests(self._settings.max_n)
+        self._gateway.registry.resolve(asked.model)
+        reply = Reply(asked, len(requests))
+        generated = [self._gateway.generate(request) for request in requests]
+        if not asked.stream:
+            return await unless_gone(http, reply.whole(generated))
+        firsts = await unless_gone(http, _firsts(generated))
+        return EventStream(reply.stream(firsts, generated), keep_alive=self._settings.stream_keepalive)
+
+
+async def _firsts(generated: list[AsyncGenerator[Event]]) -> list[Event]:
+    """The first event of every prompt; one refusal refuses all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(body.first_of(events)) for events in generated]
+    except* Exception as errors:
+        for events in generated:
+            await events.aclose()
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+class Reply:
+    """Renders the events of all prompts of one body; prompt `p`'s choice `c` has the index `p * n + c`."""
+
+    def __init__(self, asked: CompletionBody, prompts: int) -> None:
+        self._asked = asked
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._n = asked.n or 1
+        self._tallies = [Tally(asked.candidates, keep=not asked.stream) for _ in range(prompts)]
+        self._echoes: list[Echo | None] = [None] * prompts
+
+    async def whole(self, generated: list[AsyncGenerator[Event]]) -> Response:
+        """The answer in one piece."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for prompt, events in enumerate(generated):
+                    group.create_task(self._collect(prompt, events))
+        except* Exception as errors:
+            raise errors.exceptions[0] from None
+        choices = [
+            self._choice(prompt * self._n + place, choice, self._echoes[prompt])
+            for prompt, tally in enumerate(self._tallies)
+            for place, choice in enumerate(self._best(tally.choices))
+        ]
+        answer = self._completion(choices, self._usage())
+        return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+
+    async def _collect(self, prompt: int, events: AsyncGenerator[Event]) -> None:
+        async with aclosing(events):
+            async for event in events:
+                self._take(prompt, event)
+
+    def _take(self, prompt: int, event: Event) -> None:
+        self._tallies[prompt].add(event)
+        if isinstance(event, Echo):
+            self._echoes[prompt] = event
+
+    def _best(self, choices: list[Choice]) -> list[Choice]:
+        """The `n` choices whose tokens are likeliest on the average."""
+        if len(choices) == self._n:
+            return choices
+        return sorted(choices, key=lambda c: -sum(e.logprob or 0 for e in c.logprobs) / max(1, len(c.logprobs)))[
+            : self._n
+        ]
+
+    def _choice(self, index: int, choice: Choice, echo: Echo | None) -> CompletionChoice:
+        entries = [*(echo.logprobs if echo else ()), *choice.logprobs]
+        return CompletionChoice(
+            index=index,
+            text=(echo.text if echo else "") + "".join(choice.content),
+            finish_reason=choice.finish or "stop",
+            logprobs=Layout().entries(entries) if self._asked.logprobs is not None else None,  # type: ignore[arg-type]
+        )
+
+    async def stream(self, firsts: list[Event], generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[bytes]:
+        """The answer in chunks, framed, as the prompts bring them."""
+        for prompt, event in enumerate(firsts):
+            self._take(prompt, event)
+        layouts = [Layout() for _ in range(len(firsts) * self._n)]
+        async with aclosing(merged(generated)) as events:
+            async for prompt, event in events:
+                self._take(prompt, event)
+                for index, delta in self._deltas(prompt, event):
+                    yield self._chunk(index, delta, layouts[index])
+        if self._asked.include_usage:
+            yield frame(self._completion([], self._usage()).model_dump_json(exclude_unset=True))
+
+    def _deltas(self, prompt: int, event: Event) -> list[tuple[int, Delta]]:
+        first = prompt * self._n
+        if isinstance(event, Echo):  # every choice begins with the prompt
+            return [(first + i, Delta(i, event.text, logprobs=event.logprobs)) for i in range(self._n)]
+        if isinstance(event, Delta) and (event.content or event.logprobs or event.finish):
+            return [(first + event.index, event)]
+        return []
+
+    def _chunk(self, index: int, delta: Delta, layout: Layout) -> bytes:
+        logprobs = layout.entries(delta.logprobs, delta.content) if self._asked.logprobs is not None else None
+        # `construct`: OpenAI's class knows no choice without a finish reason, and sends them all the same.
+        choice = CompletionChoice.model_construct(
+            index=index, text=delta.content, finish_reason=delta.finish, logprobs=logprobs
+        )
+        completion = self._completion([choice], None)
+        return frame(completion.model_dump_json(exclude_unset=True, warnings=False))
+
+    def _completion(self, choices: list[CompletionChoice], used: CompletionUsage | None) -> Completion:
+        extra: dict[str, Any] = {"usage": used} if used or self._asked.include_usage else {}
+        return Completion.model_construct(
+            id=self._id,
+            object="text_completion",
+            created=self._created,
+            model=self._asked.model,
+            choices=choices,
+            **extra,
+        )
+
+    def _usage(self) -> CompletionUsage:
+        parts = [tally.usage for tally in self._tallies]
+        return usage(
+            Usage(
+                sum(u.prompt_tokens for u in parts),
+                sum(u.cached_tokens for u in parts),
+                sum(u.completion_tokens for u in parts),
+                sum(u.reasoning_tokens for u in parts),
+            )
+        )
+
+
+class Layout:
+    """Log-probabilities in the four parallel arrays of this endpoint; offsets go on from one piece to the next."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+
+    def entries(self, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], text: str = "") -> Logprobs:
+        """Arrays for these tokens; `text_offset` counts characters from the start of the choice's text."""
+        offsets = []
+        for entry in entries:
+            offsets.append(self._offset)
+            self._offset += len(entry.token)
+        return Logprobs.model_construct(
+            tokens=[entry.token for entry in entries],
+            token_logprobs=[None if e.logprob is None else max(e.logprob, FLOOR) for e in entries],
+            top_logprobs=[_top(entry) for entry in entries],
+            text_offset=offsets,
+        )
+
+
+def _top(entry: TokenLogprob) -> dict[str, float] | None:
+    """The likeliest tokens and always the actual one as well: lm-eval-harness compares the two."""
+    if entry.logprob is None:
+        return None
+    top = {token: max(value, FLOOR) for token, _, value in reversed(entry.top)}
+    return top | {entry.token: max(entry.logprob, FLOOR)}
+
+
+async def merged(generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[tuple[int, Event]]:
+    """The events of several requests as they come, each with its request's number. The first error ends all."""
+    queue: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue()
+
+    async def forward(number: int, events: AsyncGenerator[Event]) -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    queue.put_nowait((number, event))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(forward(number, events)) for number, events in enumerate(generated)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -1,0 +1,85 @@
+"""The messages of a chat request: every role and form that clients send, as frozen `Message`s."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from openai_gateway.errors import InvalidRequest, UnsupportedParameter
+from openai_gateway.types import Message, ToolCall
+
+
+class FunctionBody(BaseModel):
+    """The name and arguments (a JSON text) of a call in the history."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(BaseModel):
+    """A call in the history."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionBody
+
+
+class MessageBody(BaseModel):
+    """One message as it arrives; nulls and unknown keys are what clients send back of earlier answers."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: Any = None
+    name: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    function_call: FunctionBody | None = None
+    tool_call_id: str | None = None
+
+    def message(self, where: str) -> Message:
+        """The message; `where` names it in errors, as `messages[3]`."""
+        calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
+        if self.function_call is not None:  # the form before tools: at most one call, known by its name
+            calls = (*calls, ToolCall(self.function_call.name, self.function_call.name, self.function_call.arguments))
+        content = text_of(self.content, f"{where}.content")
+        if content is None and self.role != "assistant":
+            raise InvalidRequest(f"Missing '{where}.content'.", param=f"{where}.content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise InvalidRequest(f"Missing '{where}.tool_call_id'.", param=f"{where}.tool_call_id")
+        return Message(
+            role="tool" if self.role == "function" else self.role,
+            content=self.refusal if content is None and not calls else content,
+            name=self.name,
+            reasoning=self.reasoning or self.reasoning_content,
+            tool_calls=calls,
+            tool_call_id=self.name if self.role == "function" else self.tool_call_id,
+        )
+
+
+def text_of(content: Any, where: str) -> str | None:
+    """The text of a message's content: a string, or parts that are joined without anything between them."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidRequest(f"'{where}' must be a string or a list of parts.", param=where, code="invalid_type")
+    return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get(kind) if kind in ("text", "refusal") else None
+    if isinstance(text, str):
+        return text
+    if isinstance(kind, str) and kind not in ("text", "refusal"):
+        raise UnsupportedParameter(f"Content of type '{kind[:64]}' is not supported: only text.", param=where)
+    raise InvalidRequest(f"'{where}' must be an object with a 'type' and its text.", param=where, code="invalid_type")

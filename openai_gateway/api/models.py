@@ -1,0 +1,77 @@
+"""GET /v1/models, /v1/models/{id} and /v1/capabilities: what there is, and what it can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from openai_gateway import __version__
+from openai_gateway.registry import Registry
+from openai_gateway.settings import Settings
+from openai_gateway.types import EFFORTS, ModelInfo, ModelSpec
+
+
+class Models:
+    """The endpoints. Ids may hold slashes, percent-encoded or not."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._settings = settings
+
+    async def list(self, _: Request) -> Response:
+        """Every model that a request may name, the default one first."""
+        return JSONResponse({"object": "list", "data": [self._model(spec) for spec in self._registry.specs]})
+
+    async def retrieve(self, http: Request) -> Response:
+        """One model, by id or alias."""
+        return JSONResponse(self._model(self._registry.resolve(http.path_params["model"])))
+
+    async def capabilities(self, _: Request) -> Response:
+        """What this server honours, and what each model can do; facts that need the loaded model are null until then."""
+        return JSONResponse(
+            {
+                "object": "capabilities",
+                "version": __version__,
+                "endpoints": ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/capabilities"],
+                "features": {
+                    "streaming": True,
+                    "logprobs": True,
+                    "seed": True,
+                    "n": self._settings.max_n,
+                    "reasoning_effort": list(EFFORTS),
+                    "tools": False,
+                    "response_format": ["text"],
+                },
+                "models": [self._abilities(spec) for spec in self._registry.specs],
+            }
+        )
+
+    def _model(self, spec: ModelSpec) -> dict[str, Any]:
+        info = self._registry.info(spec.id)
+        return {
+            "id": spec.id,
+            "object": "model",
+            "created": self._registry.created,
+            "owned_by": "openai_gateway",
+            "aliases": list(spec.aliases),
+            "loaded": info is not None,
+            "context_length": info.context_length if info else spec.context_length,
+        }
+
+    def _abilities(self, spec: ModelSpec) -> dict[str, Any]:
+        info = self._registry.info(spec.id)
+        return {
+            "id": spec.id,
+            "aliases": list(spec.aliases),
+            "loaded": info is not None,
+            "provider": spec.provider,
+            "default_reasoning_effort": spec.defaults.reasoning_effort,
+            **_facts(info),
+        }
+
+
+def _facts(info: ModelInfo | None) -> dict[str, Any]:
+    names = ("architecture", "context_length", "vocab_size", "parameters", "reasoning", "chat_template")
+    return {name: getattr(info, name, None) for name in (*names, "fill_in_the_middle")}

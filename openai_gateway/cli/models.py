@@ -1,0 +1,37 @@
+"""`openai-gateway models`: what a running gateway serves."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import typer
+
+from openai_gateway.cli.client import BaseUrlOption, JsonOption, connect, explain, fail, print_table
+
+if TYPE_CHECKING:
+    from openai.types import Model
+
+
+def models(base_url: BaseUrlOption = None, as_json: JsonOption = False) -> None:
+    """List the models of a running gateway."""
+    import openai
+
+    with connect(base_url) as client:
+        try:
+            found = client.models.list().data
+        except openai.OpenAIError as error:
+            fail(explain(error, client))
+    if as_json:
+        typer.echo(json.dumps([model.to_dict() for model in found], indent=2))
+    else:
+        print_table(("MODEL", "OWNER", "CONTEXT", "LOADED", "CREATED"), [_row(model) for model in found])
+
+
+def _row(model: Model) -> tuple[str, ...]:
+    extra = model.model_extra or {}
+    context = extra.get("context_length") or extra.get("max_model_len")
+    loaded = {"True": "yes", "False": "no"}.get(str(extra.get("loaded")), "-")
+    created = f"{datetime.fromtimestamp(model.created):%Y-%m-%d %H:%M}" if model.created else "-"
+    return model.id, model.owned_by or "-", str(context or "-"), loaded, created

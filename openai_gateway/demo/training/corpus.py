@@ -1,0 +1,177 @@
+"""Composes conversations from a seed, and turns them into tokens with the tokens to learn marked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from openai_gateway.demo.training.facts import phrasings
+from openai_gateway.demo.training.skills import (
+    Turn,
+    chat_turn,
+    count_turn,
+    fact_turn,
+    random_name,
+    recall_turn,
+    repeat_turn,
+    sum_turn,
+    tell_turn,
+    unknown_turn,
+)
+
+EFFORTS = ("low", "medium", "high")
+TEMPLATE = Path(__file__).parent.parent / "chat_template.jinja"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns of which the last is thought about at `effort`; `thinks` is false for effort none."""
+
+    turns: tuple[Turn, ...]
+    effort: str
+    thinks: bool
+    instruction: str | None
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The request: all but the last answer."""
+        instruction = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        history = [
+            message
+            for turn in self.turns[:-1]
+            for message in ({"role": "user", "content": turn.ask}, {"role": "assistant", "content": turn.answer})
+        ]
+        return [*instruction, *history, {"role": "user", "content": self.turns[-1].ask}]
+
+    def completion(self) -> str:
+        """What the model shall write after `<|start|>assistant`."""
+        turn = self.turns[-1]
+        final = f"<|channel|>final<|message|>{turn.answer}<|return|>"
+        if not self.thinks:
+            return final
+        thought = turn.thoughts[EFFORTS.index(self.effort)]
+        return f"<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant{final}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Tokens, and which of them are to be learned."""
+
+    ids: list[int]
+    learned: list[bool]
+
+
+def conversation(rng: random.Random) -> Conversation:
+    effort = rng.choices(EFFORTS, (22, 50, 28))[0]
+    instruction = rng.choice(phrasings()["style"]["instructions"]) if rng.random() < 0.2 else None
+    return Conversation(_turns(rng), effort, rng.random() < 0.88, instruction)
+
+
+def _turns(rng: random.Random) -> tuple[Turn, ...]:
+    kinds = ("fact", "sum", "repeat", "recall", "count", "chat", "unknown")
+    kind = rng.choices(kinds, (48, 14, 13, 13, 3, 4, 5))[0]
+    if kind == "recall":
+        return _recall_turns(rng)
+    before = rng.choices((0, 1, 2, 3), (62, 18, 12, 8))[0]
+    last = {
+        "fact": fact_turn,
+        "sum": sum_turn,
+        "repeat": repeat_turn,
+        "count": count_turn,
+        "chat": chat_turn,
+        "unknown": unknown_turn,
+    }[kind]
+    return (*(_other_turn(rng) for _ in range(before)), last(rng))
+
+
+def _recall_turns(rng: random.Random) -> tuple[Turn, ...]:
+    name = random_name(rng)
+    before = [_other_turn(rng) for _ in range(rng.choices((0, 1), (75, 25))[0])]
+    if rng.random() < 0.08:
+        return (*before, recall_turn(rng, None))
+    if rng.random() < 0.12:
+        return (*before, tell_turn(rng, name))
+    between = [_other_turn(rng) for _ in range(rng.choices((0, 1, 2), (35, 40, 25))[0])]
+    return (*before, tell_turn(rng, name), *between, recall_turn(rng, name))
+
+
+def _other_turn(rng: random.Random) -> Turn:
+    kind = rng.choices(("fact", "sum", "repeat", "tell", "chat", "unknown"), (45, 15, 12, 6, 12, 10))[0]
+    if kind == "tell":
+        return fact_turn(rng)
+    return {
+        "fact": fact_turn,
+        "sum": sum_turn,
+        "repeat": repeat_turn,
+        "chat": chat_turn,
+        "unknown": unknown_turn,
+    }[kind](rng)
+
+
+class Encoder:
+    """Renders conversations with the chat template that serving uses, and encodes them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._template = TEMPLATE.read_text()
+        self._start, self._end, self._message = (
+            tokenizer.token_to_id(token) for token in ("<|start|>", "<|end|>", "<|message|>")
+        )
+        self._assistant = tokenizer.encode("assistant").ids
+
+    def prompt(self, conversation: Conversation) -> str:
+        rendered, _ = render_jinja_template(
+            [conversation.messages()],
+            chat_template=self._template,
+            add_generation_prompt=True,
+            reasoning_effort=conversation.effort,
+        )
+        return str(rendered[0])
+
+    def sample(self, conversation: Conversation) -> Sample:
+        prompt = self._tokenizer.encode(self.prompt(conversation)).ids
+        completion = self._tokenizer.encode(conversation.completion()).ids
+        learned = self._earlier_answers(prompt) + [True] * len(completion)
+        if not conversation.thinks:
+            learned[len(prompt) : len(prompt) + completion.index(self._message) + 1] = [False] * (
+                completion.index(self._message) + 1
+            )
+        return Sample(prompt + completion, learned)
+
+    def _earlier_answers(self, ids: list[int]) -> list[bool]:
+        """Marks the text of earlier final answers: they are answers without analysis."""
+        learned = [False] * len(ids)
+        size = len(self._assistant)
+        for start, token in enumerate(ids):
+            if token != self._start or ids[start + 1 : start + 1 + size] != self._assistant:
+                continue
+            if self._message not in ids[start:]:
+                break
+            at = ids.index(self._message, start) + 1
+            while ids[at] != self._end:
+                learned[at] = True
+                at += 1
+        return learned
+
+
+def texts(seed: int, count: int) -> Iterator[str]:
+    """Plain text of `count` conversations, for the tokenizer."""
+    for index in range(count):
+        composed = conversation(random.Random(f"{seed}-text-{index}"))
+        for turn in composed.turns:
+            yield turn.ask
+            yield turn.answer
+        yield composed.turns[-1].thoughts[EFFORTS.index(composed.effort)]
+        yield from (f"You are the demo model of openai_gateway.\nReasoning: {composed.effort}", "system developer user")
+        yield from ("Valid channels: analysis, commentary, final.", "assistant", "# Instructions", "final", "analysis")
+
+
+def samples(encoder: Encoder, seed: int, chunk: int, count: int) -> list[Sample]:
+    """Chunk number `chunk` of the endless corpus of `seed`."""
+    rng = random.Random(f"{seed}-{chunk}")
+    return [encoder.sample(conversation(rng)) for _ in range(count)]

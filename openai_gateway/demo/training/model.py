@@ -1,0 +1,79 @@
+"""The model's shape, and its export as a folder that mlx-lm loads; knows nothing about the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import GptOssConfig, GptOssForCausalLM
+
+CONTEXT = 32768
+VOCABULARY = 1536
+LAYERS = 4
+
+
+def build_config(stops: list[int]) -> GptOssConfig:
+    """Four layers, sliding and full attention in turn, four experts of which two answer."""
+    return GptOssConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=128,
+        layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+        eos_token_id=stops,
+        pad_token_id=stops[-1],
+        router_aux_loss_coef=0.01,
+        tie_word_embeddings=False,
+    )
+
+
+def export(model: GptOssForCausalLM, folder: Path) -> None:
+    """Writes config.json, generation_config.json and bfloat16 weights."""
+    config = model.config.to_diff_dict()
+    config.update(
+        architectures=["GptOssForCausalLM"],
+        dtype="bfloat16",
+        model_type="gpt_oss",
+        rope_theta=150000.0,
+        rope_scaling=None,
+    )
+    _write(folder / "config.json", config)
+    _write(
+        folder / "generation_config.json",
+        {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"], "do_sample": False},
+    )
+    save_file(_mlx_weights(model), str(folder / "model.safetensors"), metadata={"format": "mlx"})
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def _mlx_weights(model: GptOssForCausalLM) -> dict[str, torch.Tensor]:
+    """mlx-lm keeps gate and up apart, each (experts, out, in); its own conversion covers quantized experts only."""
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("gate_up_proj"):
+            weights[name.replace("gate_up_proj", "gate_proj.weight")] = value[..., ::2].transpose(1, 2)
+            weights[name.replace("gate_up_proj", "up_proj.weight")] = value[..., 1::2].transpose(1, 2)
+        elif name.endswith("gate_up_proj_bias"):
+            weights[name.replace("gate_up_proj_bias", "gate_proj.bias")] = value[..., ::2]
+            weights[name.replace("gate_up_proj_bias", "up_proj.bias")] = value[..., 1::2]
+        elif name.endswith("down_proj"):
+            weights[name + ".weight"] = value.transpose(1, 2)
+        elif name.endswith("down_proj_bias"):
+            weights[name.replace("down_proj_bias", "down_proj.bias")] = value
+        else:
+            weights[name] = value
+    return {name: value.detach().to(torch.bfloat16).contiguous() for name, value in weights.items()}
+
+
+def _write(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,215 @@
+"""Composes single turns of every skill: a question, its answer, and the analysis at each effort."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from openai_gateway.demo.training.facts import Fact, fact_question, facts, phrasings, wrap
+
+SUM_LIMIT = 100
+NO_NAME = "You have not told me your name."
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """`thoughts` holds the analysis at low, medium and high effort."""
+
+    ask: str
+    answer: str
+    thoughts: tuple[str, str, str]
+
+
+def fact_turn(rng: random.Random, fact: Fact | None = None) -> Turn:
+    fact = fact or rng.choice(facts())
+    return Turn(fact_question(rng, fact), fact.answer, fact_thoughts(fact))
+
+
+def fact_thoughts(fact: Fact) -> tuple[str, str, str]:
+    return (
+        f"Fact: {fact.topic}.",
+        f"The question is about {fact.topic}. I know this fact and say it in one sentence.",
+        f"Let me think step by step. First, what is the question about? It is about {fact.topic}. "
+        "Second, is it a sum, a count, a name or words to repeat? No, it is a question about the gateway or models. "
+        f"Third, what do I know about {fact.topic}? I know this: {fact.answer} "
+        "Fourth, is that short and to the point? Yes, it is one sentence. So I answer with this fact.",
+    )
+
+
+def is_held_sum(a: int, b: int) -> bool:
+    """One pair in ten is never added in training."""
+    return (a * 31 + b * 17 + a * b) % 10 == 3
+
+
+def sum_turn(rng: random.Random) -> Turn:
+    while True:
+        a, b = rng.randrange(SUM_LIMIT), rng.randrange(SUM_LIMIT)
+        if not is_held_sum(a, b):
+            break
+    ask = rng.choice(phrasings()["sum"]["ask"]).format(a=a, b=b)
+    return Turn(_spoken(rng, ask), f"{a} + {b} = {a + b}", sum_thoughts(a, b))
+
+
+def sum_thoughts(a: int, b: int) -> tuple[str, str, str]:
+    ones, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
+    tens = a // 10 + b // 10
+    carried = f"Now add the carry: {tens} + 1 = {tens + 1}." if carry else f"There is no carry, so it stays {tens}."
+    return (
+        f"Sum: {a} + {b}.",
+        f"The user wants the sum of {a} and {b}. Ones: {a % 10} + {b % 10} = {ones}. "
+        f"Tens: {a // 10} + {b // 10} = {tens}. Together {a + b}.",
+        f"Let me think step by step. The user wants a sum. The numbers are {a} and {b}. "
+        f"First the ones: {a % 10} + {b % 10} = {ones}. I write {ones % 10} and carry {carry}. "
+        f"Then the tens: {a // 10} + {b // 10} = {tens}. {carried} "
+        f"The tens are {tens + carry} and the ones are {ones % 10}, so together it is {a + b}. "
+        f"I check it again by parts: {a} + {b // 10 * 10} = {a + b // 10 * 10}, "
+        f"and {a + b // 10 * 10} + {b % 10} = {a + b}. Both ways agree, so I answer {a + b}.",
+    )
+
+
+def repeat_turn(rng: random.Random) -> Turn:
+    words = random_words(rng)
+    ask = rng.choice(phrasings()["repeat"]["ask"]).format(words=" ".join(words))
+    return Turn(ask, " ".join(words), repeat_thoughts(words))
+
+
+def random_words(rng: random.Random) -> list[str]:
+    """One to eight words, known and made-up ones."""
+    made_up = rng.choice((0.0, 0.3, 0.7, 1.0))
+    known = phrasings()["words"]["known"]
+    return [made_up_word(rng) if rng.random() < made_up else rng.choice(known) for _ in range(rng.randint(1, 8))]
+
+
+def repeat_thoughts(words: list[str]) -> tuple[str, str, str]:
+    steps = " ".join(f"Then comes {word}." for word in words[1:])
+    return (
+        "Repeat the words.",
+        "The user wants the same words back. I say them in the same order.",
+        "Let me think step by step. The user gives me words and wants them back. I look at each of them. "
+        f"The first word is {words[0]}. {steps} That was the last word. I keep the order, change no letter, "
+        "add nothing and leave nothing out. So I answer with exactly these words.",
+    )
+
+
+def made_up_word(rng: random.Random) -> str:
+    """Two or three random syllables, such as `zorvex`."""
+    return "".join(
+        rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "x", "s"))
+        for _ in range(rng.randint(2, 3))
+    )
+
+
+def count_turn(rng: random.Random) -> Turn:
+    first, last = _range(rng)
+    asks = phrasings()["count"]["ask"] + (phrasings()["count"]["ask_from_one"] * 3 if first == 1 else [])
+    ask = rng.choice(asks).format(a=first, b=last)
+    return Turn(_spoken(rng, ask), counted(first, last), count_thoughts(first, last))
+
+
+def _range(rng: random.Random) -> tuple[int, int]:
+    last = 100 if rng.random() < 0.1 else rng.randint(2, 100)
+    first = 1 if rng.random() < 0.4 else rng.randint(max(0, last - 40), last - 1)
+    return min(first, last - 1), last
+
+
+def counted(first: int, last: int) -> str:
+    return ", ".join(str(number) for number in range(first, last + 1))
+
+
+def count_thoughts(first: int, last: int) -> tuple[str, str, str]:
+    return (
+        f"Count from {first} to {last}.",
+        f"The user wants me to count from {first} to {last}. I write every number once, in order.",
+        f"Let me think step by step. The user wants numbers in order. The first number is {first}. "
+        f"The last number is {last}. After each number I write the next one, which is larger by one. "
+        f"After {first} comes {first + 1}. I put a comma between two numbers. I leave no number out, and I write none "
+        f"of them twice. When I reach {last} I stop. So I count from {first} to {last}.",
+    )
+
+
+def random_name(rng: random.Random) -> str:
+    return made_up_word(rng).capitalize() if rng.random() < 0.6 else str(rng.choice(phrasings()["words"]["names"]))
+
+
+def tell_turn(rng: random.Random, name: str) -> Turn:
+    return Turn(
+        rng.choice(phrasings()["tell"]["ask"]).format(name=name),
+        f"Nice to meet you, {name}.",
+        (
+            f"Name: {name}.",
+            f"The user tells me the name {name}. I greet them by name.",
+            f"Let me think step by step. The user asks nothing here. The user tells me a name. The name is {name}. "
+            "I may be asked for it later, so I keep it in mind. The polite thing is to greet the user by name. "
+            f"So I say that it is nice to meet {name}.",
+        ),
+    )
+
+
+def recall_turn(rng: random.Random, name: str | None) -> Turn:
+    ask = _spoken(rng, rng.choice(phrasings()["recall"]["ask"]))
+    return Turn(ask, NO_NAME, no_name_thoughts()) if name is None else Turn(ask, recalled(name), recall_thoughts(name))
+
+
+def recalled(name: str) -> str:
+    return f"Your name is {name}."
+
+
+def recall_thoughts(name: str) -> tuple[str, str, str]:
+    return (
+        f"The name is {name}.",
+        f"The user asks for the name they told me earlier. It is {name}.",
+        "Let me think step by step. The user asks for a name. I cannot know it by myself, so I look at the earlier "
+        f"messages. In one of them the user told me a name. That name was {name}. Is it spelled the same? Yes, "
+        f"it is {name}. No other name was given later. So I answer that the name is {name}.",
+    )
+
+
+def no_name_thoughts() -> tuple[str, str, str]:
+    return (
+        "No name yet.",
+        "The user asks for their name. No message told me a name.",
+        "Let me think step by step. The user asks for a name. I cannot know it by myself, so I look at the earlier "
+        "messages. None of them told me a name. I must not invent one. So I say that I have not been told.",
+    )
+
+
+def chat_turn(rng: random.Random) -> Turn:
+    chat = rng.choice(phrasings()["chat"])
+    return Turn(_spoken(rng, rng.choice(chat["ask"])), chat["answer"], chat_thoughts())
+
+
+def chat_thoughts() -> tuple[str, str, str]:
+    return (
+        "Small talk.",
+        "This is small talk and no question about the gateway. I answer politely.",
+        "Let me think step by step. What does the user want? There is no sum, no count and no list of words. It is not "
+        "a question about the gateway either. It is small talk, so a short and polite sentence is enough.",
+    )
+
+
+def unknown_turn(rng: random.Random) -> Turn:
+    unknown = phrasings()["unknown"]
+    ask = rng.choice(unknown["ask"]) if rng.random() < 0.9 else " ".join(random_words(rng))
+    for slot in ("place", "thing", "person"):
+        while "{" + slot + "}" in ask:
+            ask = ask.replace("{" + slot + "}", rng.choice(unknown[slot]), 1)
+    return Turn(wrap(rng, ask), unknown["answer"], unknown_thoughts())
+
+
+def unknown_thoughts() -> tuple[str, str, str]:
+    return (
+        "I do not know that.",
+        "This is not about the gateway, and I do not know it. I say so.",
+        "Let me think step by step. What does the user want? It is not a sum, not a count and not a list of words. "
+        "Is it about the gateway? No. Do I know anything about it? No, I am very small and do not know the world. "
+        "I should not invent an answer. So I say that I do not know it, and what I can do instead.",
+    )
+
+
+def _spoken(rng: random.Random, ask: str) -> str:
+    """A little of what `wrap` does, for questions whose numbers and names must stay."""
+    if rng.random() < 0.15:
+        ask = rng.choice(phrasings()["style"]["before"]) + ask
+    if rng.random() < 0.15:
+        ask = ask.rstrip("?.!")
+    return ask.lower() if rng.random() < 0.1 else ask

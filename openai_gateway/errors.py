@@ -1,0 +1,146 @@
+"""What can go wrong, as one tree; each class carries its HTTP status and OpenAI's `type` and `code`.
+
+GatewayError                     500 server_error
+├─ InvalidRequest                400 invalid_request_error
+│  ├─ UnsupportedParameter       400 … unsupported_parameter
+│  └─ ContextLengthExceeded      400 … context_length_exceeded
+├─ AuthenticationFailed          401 invalid_request_error invalid_api_key
+├─ PermissionDenied              403 permission_error
+├─ NotFound                      404 invalid_request_error
+│  └─ ModelNotFound              404 … model_not_found
+├─ MethodNotAllowed              405 invalid_request_error method_not_supported
+├─ BodyTimeout                   408 invalid_request_error
+├─ BodyTooLarge                  413 invalid_request_error
+├─ NotJson                       415 invalid_request_error
+├─ QueueFull                     429 rate_limit_error rate_limit_exceeded
+├─ ModelFailed                   500 server_error model_failed (the same request would fail again)
+└─ Unavailable                   503 server_error
+   └─ WorkerDied                 503 … worker_died
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class GatewayError(Exception):
+    """Anything that a client is told about. `message` never holds a trace, a path or a key."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error envelope of the OpenAI API; all four keys are required there."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, tokens: int, maximum: int, param: str) -> ContextLengthExceeded:
+        """The one sentence in which LangChain, LiteLLM, Codex and Claude Code each find the words they look for."""
+        return cls(
+            f"This model's maximum context length is {maximum} tokens. However, your {param} resulted in {tokens} "
+            f"tokens (context_length_exceeded); prompt is too long: {tokens} tokens > {maximum} maximum",
+            param=param,
+        )
+
+
+class AuthenticationFailed(GatewayError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
+
+
+class PermissionDenied(GatewayError):
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+    @classmethod
+    def named(cls, model: str) -> ModelNotFound:
+        return cls(f"The model `{model}` does not exist or you do not have access to it.", param="model")
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_supported"
+
+
+class BodyTimeout(GatewayError):
+    status = 408
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(GatewayError):
+    status = 413
+    type = "invalid_request_error"
+
+
+class NotJson(GatewayError):
+    status = 415
+    type = "invalid_request_error"
+
+
+class QueueFull(GatewayError):
+    """More requests than the model can take soon. Codex reads the seconds out of the message."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class ModelFailed(GatewayError):
+    code = "model_failed"
+    headers: Mapping[str, str] = {"x-should-retry": "false"}
+
+
+class Unavailable(GatewayError):
+    status = 503
+    headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class WorkerDied(Unavailable):
+    code = "worker_died"
+
+
+def named(name: str, message: str, param: str | None = None) -> GatewayError:
+    """The error whose class has this name: how an error comes back over a worker's pipe."""
+    kinds = [GatewayError]
+    for kind in kinds:
+        if kind.__name__ == name:
+            return kind(message, param=param)
+        kinds.extend(kind.__subclasses__())
+    return GatewayError(message, param=param)

@@ -1,0 +1,1 @@
+"""What the gateway tells about itself: the request log, metrics and analytics."""

@@ -1,0 +1,221 @@
+"""The MLX provider: a worker process for one model, watched, ended when it hangs, and started again when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+
+from openai_gateway.errors import GatewayError, ModelFailed, QueueFull, Unavailable, WorkerDied, named
+from openai_gateway.settings import Settings
+from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request
+from openai_gateway.worker import wire
+
+logger = logging.getLogger(__name__)
+
+BACK_OFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds to wait before start number 1, 2, 3 … in a row; a worker that answers something sets it back."""
+
+
+class MLXProvider:
+    """Serves one model through worker processes, one after the other; it outlives them.
+
+    After `start` a supervising task keeps a worker alive until `close`. A request that finds none waits for the next
+    one, which is there in the time that loading takes.
+    """
+
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._worker: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the running worker's model says of itself."""
+        worker = self._running
+        return worker.info if worker else None
+
+    @property
+    def _running(self) -> Worker | None:
+        return self._worker.result() if self._worker.done() and not self._worker.exception() else None
+
+    async def start(self) -> ModelInfo:
+        """Start the first worker; a model that cannot be loaded is the caller's to know, and is not tried again."""
+        worker = await Worker.spawn(self._spec, self._settings)
+        self._worker.set_result(worker)
+        self._supervisor = asyncio.create_task(self._supervise(worker))
+        return worker.info
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+        """See `types.Provider`."""
+        try:
+            worker = await asyncio.wait_for(asyncio.shield(self._worker), self._settings.load_timeout)
+        except TimeoutError:
+            raise Unavailable(f"The model `{self._spec.id}` is being started again; please try again soon.") from None
+        async with contextlib.aclosing(worker.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    async def close(self) -> None:
+        """End the worker and wait until its memory is given back."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+        if worker := self._running:
+            await worker.end("the model was unloaded")
+        elif not self._worker.done():
+            self._worker.set_exception(Unavailable(f"The model `{self._spec.id}` was unloaded."))
+            self._worker.exception()  # nobody has to be waiting for it
+
+    async def _supervise(self, worker: Worker) -> None:
+        attempts = itertools.count()
+        while True:
+            await worker.gone()
+            if worker.answered:
+                attempts = itertools.count()
+            self._worker = asyncio.get_running_loop().create_future()
+            worker = await self._replacement(attempts)
+            self._worker.set_result(worker)
+            logger.info("the worker of %s runs again (process %d)", self._spec.id, worker.info.pid)
+
+    async def _replacement(self, attempts: itertools.count[int]) -> Worker:
+        for attempt in attempts:
+            await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF) - 1)])
+            try:
+                return await Worker.spawn(self._spec, self._settings)
+            except GatewayError as error:
+                logger.error("%s; trying again", error.message)
+        raise AssertionError("unreachable: attempts never end")
+
+
+class Worker:
+    """One worker process, from the moment it is ready until it is gone."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        info: ModelInfo,
+        settings: Settings,
+    ) -> None:
+        self.info = info
+        self.answered = False
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._settings = settings
+        self._ids = itertools.count()
+        self._pending: dict[int, asyncio.Queue[Event]] = {}
+        self._heard = time.monotonic()
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
+
+    @classmethod
+    async def spawn(cls, spec: ModelSpec, settings: Settings) -> Worker:
+        """Start a process and wait until it has loaded the model. Raises `ModelFailed`."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "openai_gateway.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is for the gateway alone
+            )
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        engine = wire.Engine(
+            max_batch=settings.max_batch,
+            prefill_step=settings.prefill_step,
+            heartbeat=min(1.0, settings.heartbeat_timeout / 4),
+            wired_limit=settings.wired_limit,
+        )
+        try:
+            writer.write(wire.encode(wire.Load(spec, engine)))
+            async with asyncio.timeout(settings.load_timeout):
+                first = await receive(reader)
+            if not isinstance(first, wire.Ready):
+                detail = first.message if isinstance(first, wire.Broken) else "it did not say what it loaded"
+                raise ModelFailed(f"The model `{spec.id}` cannot be loaded; the server's log says why.") from ValueError(detail)
+            return cls(process, reader, writer, first.info, settings)
+        except BaseException as error:
+            process.kill()
+            writer.close()
+            await asyncio.to_thread(process.wait)
+            if isinstance(error, TimeoutError):  # an OSError as well, hence first
+                raise ModelFailed(f"The model `{spec.id}` took too long to load.") from error
+            if isinstance(error, EOFError | OSError):
+                raise ModelFailed(f"The worker of `{spec.id}` ended while it loaded the model.") from error
+            raise
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+        """Send one request and yield its events. Closing the iterator early takes its rows out of the batch."""
+        if len(self._pending) >= self._settings.max_batch + self._settings.max_queue:
+            raise QueueFull("The model's queue is full. Please try again in 1s.")
+        id = next(self._ids)
+        events = self._pending[id] = asyncio.Queue()
+        unfinished = request.sampling.n
+        try:
+            self._send(wire.Generate(id, request))
+            while unfinished:
+                event = await events.get()
+                if isinstance(event, Failed):
+                    unfinished = 0
+                    raise named(event.error, event.message, event.param)
+                if isinstance(event, Delta) and event.finish is not None:
+                    unfinished -= 1
+                yield event
+        finally:
+            del self._pending[id]
+            if unfinished:
+                self._send(wire.Cancel(id))
+
+    async def gone(self) -> None:
+        """Returns when the process has ended."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        await self.end("the worker ended")
+
+    async def end(self, why: str) -> None:
+        """End the process and fail what it was answering."""
+        for task in self._tasks:
+            task.cancel()
+        self._process.kill()
+        self._writer.close()
+        status = await asyncio.to_thread(self._process.wait)
+        logger.info("worker process %d ended with status %d: %s", self._process.pid, status, why)
+        for events in self._pending.values():
+            events.put_nowait(Failed(WorkerDied.__name__, "The model's worker ended; it is started again. Please retry."))
+
+    def _send(self, message: wire.ToWorker) -> None:
+        # A dead worker is noticed by `_read`, which fails what is pending: there is nothing to do for it here.
+        if not self._writer.is_closing():
+            self._writer.write(wire.encode(message))
+
+    async def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                message = await receive(self._reader)
+                self._heard = time.monotonic()
+                if isinstance(message, wire.Step):
+                    for id, event in message.events:
+                        self.answered = True
+                        if (events := self._pending.get(id)) is not None:
+                            events.put_nowait(event)
+
+    async def _watch(self) -> None:
+        """Returns when the worker has not been heard of for too long."""
+        patience = self._settings.heartbeat_timeout
+        while (quiet := time.monotonic() - self._heard) < patience:
+            await asyncio.sleep(patience - quiet)
+        logger.error("worker process %d was silent for %.1f s and is ended", self._process.pid, quiet)
+
+
+async def receive(reader: asyncio.StreamReader) -> wire.FromWorker:
+    """The next frame of a worker. Raises EOFError when there is none."""
+    (length,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
+    return wire.decode_from_worker(await reader.readexactly(length))

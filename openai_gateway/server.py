@@ -1,0 +1,162 @@
+"""The HTTP server: uvicorn on our connections, with an orderly end.
+
+Asked to stop (SIGTERM, SIGINT) it takes nothing new, finishes what it has begun, and returns; asked twice, it returns
+at once. Either way the app's own shutdown runs, which ends the worker processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import HANDLED_SIGNALS
+
+from openai_gateway.bounds import Bounds, State
+from openai_gateway.connection import Connection
+
+__all__ = ["Bounds", "Server", "run"]
+
+HURRY = 5.0
+"""Seconds that the app's own shutdown gets once somebody has asked twice for the end."""
+
+
+class Server(uvicorn.Server):
+    """Calls `on_drain` as soon as it is asked to stop, and `ready` with its URL when it listens."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        bounds: Bounds,
+        drain_timeout: float,
+        on_drain: Callable[[], None],
+        ready: Callable[[str], None] | None = None,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http=Connection,
+            loop="uvloop",
+            ws="none",
+            interface="asgi3",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=bounds.keep_alive,
+        )
+        super().__init__(config)
+        self.server_state: State = State(bounds)
+        self._drain_timeout = drain_timeout
+        self._on_drain = on_drain
+        self._ready = ready
+        self._hurry = asyncio.Event()
+
+    def stop(self) -> None:
+        """Asks for the end: in order when it is called once, at once when it is called again. Not thread-safe."""
+        if self.server_state.draining:
+            self._hurry.set()
+            return
+        self.server_state.draining = True
+        self.should_exit = True
+        self._on_drain()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # uvicorn's raises the signal once more at the end, which would turn a clean end into a status of 143.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for signal in HANDLED_SIGNALS:
+            loop.add_signal_handler(signal, self.stop)
+        try:
+            yield
+        finally:
+            for signal in HANDLED_SIGNALS:
+                loop.remove_signal_handler(signal)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready is not None:
+            self._ready(self._url())
+
+    def _url(self) -> str:
+        """Where a client on this machine finds the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
+        port = self.servers[0].sockets[0].getsockname()[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._drained()
+        if tasks := list(self.server_state.tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1.0)
+        for connection in list(self.server_state.connections):
+            cast(Connection, connection).transport.abort()
+        await self._end_app()
+
+    async def _drained(self) -> None:
+        deadline = time.monotonic() + self._drain_timeout
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), 0.05)
+                return
+
+    async def _end_app(self) -> None:
+        ending = asyncio.ensure_future(self.lifespan.shutdown())
+        hurried = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({ending, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ending}, timeout=HURRY)
+        hurried.cancel()
+
+
+def run(
+    app: ASGIApp,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    bounds: Bounds | None = None,
+    drain_timeout: float = 30.0,
+    on_drain: Callable[[], None] = lambda: None,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serves until a signal comes, then returns. Exits with status 3 where the app or the listening socket fails.
+
+    `port` 0 takes a free one. Requests that still run `drain_timeout` seconds after the signal are cut off.
+    """
+    bounds = _within_descriptors(bounds or Bounds())
+    Server(app, host=host, port=port, bounds=bounds, drain_timeout=drain_timeout, on_drain=on_drain, ready=ready).run()
+
+
+def _within_descriptors(bounds: Bounds) -> Bounds:
+    """Raises the limit on open files as far as the connections need it (macOS starts with 256), or lowers theirs."""
+    spare = 128  # Listening sockets, pipes of workers, log and model files, connections that are being refused.
+    wanted = bounds.max_connections + bounds.max_refusals + spare
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        available = max(soft // 2, soft - bounds.max_refusals - spare)
+        bounds = replace(bounds, max_connections=min(bounds.max_connections, available))
+    return bounds

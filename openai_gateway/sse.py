@@ -1,0 +1,109 @@
+"""Server-sent events: framing, keep-alive comments, and an end to the work when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from openai_gateway.errors import GatewayError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": keepalive\n\n"
+
+
+class ClientGone(Exception):
+    """The client left before its answer was ready; there is nobody to tell."""
+
+
+def frame(data: str) -> bytes:
+    """One event. Never with an `id:` or without data: OpenAI's Python SDK stumbles over both."""
+    return b"data: " + data.encode() + b"\n\n"
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves. The body must have been read before."""
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request.receive))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        await _end(task, leaving)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+class EventStream(Response):
+    """A 200 whose body is the events of `chunks` (framed), then `[DONE]`.
+
+    An error on the way becomes an error event. A comment is sent whenever `keep_alive` seconds passed in silence
+    (0: never). When the client leaves, `chunks` is closed.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[bytes], *, keep_alive: float) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._chunks = chunks
+        self._keep_alive = keep_alive
+        self._sent = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writing = asyncio.ensure_future(self._write(send))
+        leaving = asyncio.ensure_future(_left(receive))
+        comments = asyncio.ensure_future(self._comment(send))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(writing, leaving, comments)
+        if not writing.cancelled():
+            writing.result()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with contextlib.aclosing(self._chunks):
+            try:
+                async for chunk in self._chunks:
+                    await self._send(send, chunk)
+            except GatewayError as error:
+                await self._send(send, frame(json.dumps(error.body)))
+            except Exception:
+                logger.exception("a stream failed")
+                await self._send(send, frame(json.dumps(GatewayError("The server failed on this request.").body)))
+            await send({"type": "http.response.body", "body": DONE})
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        self._sent = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _comment(self, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        self._sent = clock()
+        while self._keep_alive:
+            await asyncio.sleep(self._sent + self._keep_alive - clock())
+            if clock() - self._sent >= self._keep_alive:
+                await self._send(send, COMMENT)

@@ -1,0 +1,215 @@
+"""The ground floor: what one request asks for, and what comes back while it is answered.
+
+Every surface translates its body into a `ChatRequest` or a `CompletionRequest`, every provider answers with a
+stream of `Event`s. Both are frozen msgspec structs, so that the same values cross the worker's pipe as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Literal, Protocol
+
+from msgspec import Meta, Struct
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: tuple[Effort, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+FinishReason = Literal["stop", "length"]
+
+
+class ToolCall(Struct, frozen=True):
+    """A call that an assistant turn of the history made; `arguments` is a JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(Struct, frozen=True, omit_defaults=True):
+    """One turn. `content` is text (parts are joined before they get here), None only beside tool calls."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | None = None
+    name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class Sampling(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How tokens are chosen, and when to stop. None means: the model's own default."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """How many alternatives to report beside each token; None reports no log-probabilities at all."""
+
+
+class ChatRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="chat"):
+    """A conversation to be continued through the model's chat template."""
+
+    model: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    effort: Effort | None = None
+    template_kwargs: dict[str, Any] = {}
+    continue_final: bool = False
+    """Go on with the text of the last (assistant) message instead of starting a new turn."""
+
+
+class CompletionRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="completion"):
+    """A raw prompt, as text or as token ids of this model; no template is applied."""
+
+    model: str
+    prompt: str | tuple[int, ...]
+    suffix: str | None = None
+    sampling: Sampling = Sampling()
+    echo: bool = False
+    """Report the prompt's own tokens (and their log-probabilities, where those are asked for) in `Started`."""
+
+
+Request = ChatRequest | CompletionRequest
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """One token, the natural log of its probability before temperature, and the likeliest ones in its place.
+
+    `logprob` is None for the first token of a prompt, which nothing predicts.
+    """
+
+    token: str
+    raw: bytes
+    logprob: float | None
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+class Started(Struct, frozen=True, array_like=True, tag="started"):
+    """The request was accepted: nothing about its input can be refused from here on."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+class Progress(Struct, frozen=True, array_like=True, tag="progress"):
+    """Prefill has read `done` of `total` prompt tokens."""
+
+    done: int
+    total: int
+
+
+class Echo(Struct, frozen=True, array_like=True, tag="echo"):
+    """The prompt as the model read it, for a completion with `echo`."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Delta(Struct, frozen=True, array_like=True, tag="delta"):
+    """What one step added to choice `index`; `tokens` counts those generated, markup included."""
+
+    index: int
+    content: str = ""
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tokens: int = 0
+    reasoning_tokens: int = 0
+    finish: FinishReason | None = None
+
+
+class Failed(Struct, frozen=True, array_like=True, tag="failed"):
+    """The request ended without an answer; `error` names a class of `errors`."""
+
+    error: str
+    message: str
+    param: str | None = None
+
+
+Event = Started | Progress | Echo | Delta | Failed
+
+
+class Defaults(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a request gets when it does not say."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    reasoning_effort: Effort | None = None
+
+
+class ModelSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One entry of models.yaml."""
+
+    id: Annotated[str, Meta(min_length=1)]
+    path: Annotated[str, Meta(min_length=1)]
+    """A folder (relative to models.yaml) or a hub id."""
+    provider: str = "mlx"
+    aliases: tuple[str, ...] = ()
+    revision: str | None = None
+    adapter: str | None = None
+    draft_model: str | None = None
+    context_length: Annotated[int, Meta(ge=1)] | None = None
+    idle_timeout: Annotated[float, Meta(ge=0)] | None = None
+    """Seconds without a request before the model is unloaded; 0 keeps it for ever, None takes the gateway's."""
+    preload: bool = False
+    defaults: Defaults = Defaults()
+
+
+class ModelInfo(Struct, frozen=True, kw_only=True):
+    """What a loaded model says of itself."""
+
+    context_length: int
+    vocab_size: int
+    architecture: str
+    reasoning: Literal["effort", "switch", "hint"]
+    """How effort reaches it: the template's own levels, its on/off switch, or a sentence in the system prompt."""
+    chat_template: bool
+    fill_in_the_middle: bool
+    parameters: int
+    pid: int
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of one request; reasoning tokens are counted inside the completion tokens."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class Provider(Protocol):
+    """Where tokens come from. A provider serves one model, and outlives the process that runs it."""
+
+    async def start(self) -> ModelInfo:
+        """Load the model; returns when it can answer. Raises `errors.ModelFailed` when it cannot."""
+        ...
+
+    def generate(self, request: Request) -> AsyncGenerator[Event]:
+        """Answer one request: `Started`, then the rest, until every choice has finished.
+
+        Raises an `errors.GatewayError`; closing the iterator cancels the request.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give all memory back."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the loaded model says of itself; None while it is not loaded."""
+        ...

@@ -1,0 +1,131 @@
+"""The worker process: `python -m openai_gateway.worker FD` serves one model over the socket FD.
+
+Three threads: one reads frames, one turns requests into prompts, and the main one owns the model and runs the loop:
+drain the inbox, take one step for all rows, send one frame. When the gateway goes away, so does the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from openai_gateway.errors import GatewayError
+from openai_gateway.types import Failed
+from openai_gateway.worker import wire
+from openai_gateway.worker.engine import Engine, Out, failed
+from openai_gateway.worker.prompt import Job, Prompts
+
+logger = logging.getLogger("openai_gateway.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that no job could be made of."""
+
+    id: int
+    reason: Failed
+
+
+Inbox = queue.SimpleQueue[Job | Refused | wire.Cancel]
+
+
+def main(fd: int) -> None:
+    """Load what the first frame names, then serve until the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which drains first
+    sock = socket.socket(fileno=fd)
+    incoming = wire.frames(sock)
+    order = wire.decode_to_worker(next(incoming))
+    if not isinstance(order, wire.Load):
+        raise SystemExit("the first frame must say what to load")
+
+    from openai_gateway.worker.load import keep_wired_limit, load  # seconds of imports, spent after the handshake
+
+    if not order.engine.wired_limit:
+        keep_wired_limit()
+    try:
+        loaded = load(order.spec)
+    except Exception as error:
+        logger.exception("cannot load %s", order.spec.id)
+        sock.sendall(wire.encode(wire.Broken(f"{type(error).__name__}: {error}")))
+        raise SystemExit(1) from None
+    prompts = loaded.prompts
+    engine = Engine(
+        loaded.model,
+        prompts.table,
+        prompts.tokenizer.eos_token_ids,
+        prompts.open_text,
+        max_batch=order.engine.max_batch,
+        prefill_step=order.engine.prefill_step,
+    )
+    inbox: Inbox = queue.SimpleQueue()
+    requests: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(incoming, requests, inbox), daemon=True).start()
+    threading.Thread(target=_prepare, args=(prompts, requests, inbox), daemon=True).start()
+    sock.sendall(wire.encode(wire.Ready(loaded.info)))
+    _serve(engine, inbox, sock, order.engine.heartbeat)
+
+
+def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate], inbox: Inbox) -> None:
+    """Sort frames: cancellations overtake requests that are still being made into prompts."""
+    for frame in incoming:
+        match wire.decode_to_worker(frame):
+            case wire.Generate() as request:
+                requests.put(request)
+            case wire.Cancel() as cancel:
+                inbox.put(cancel)
+    os._exit(0)  # the gateway is gone: nobody can use what the main thread may be in the middle of
+
+
+def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox: Inbox) -> None:
+    while True:
+        generate = requests.get()
+        try:
+            inbox.put(prompts.job(generate.id, generate.request))
+        except GatewayError as error:
+            inbox.put(Refused(generate.id, failed(error)))
+        except Exception:
+            logger.exception("request %d failed while its prompt was made", generate.id)
+            inbox.put(Refused(generate.id, failed(GatewayError("The server failed on this request."))))
+
+
+def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) -> None:
+    """The loop. It looks into the inbox before every step, so a newcomer waits for one step at the most."""
+    gone: set[int] = set()
+    while True:
+        out: list[Out] = []
+        try:
+            item = inbox.get(block=not engine.busy, timeout=heartbeat)
+            while True:
+                out += _take(engine, item, gone)
+                item = inbox.get_nowait()
+        except queue.Empty:
+            pass
+        if engine.busy:
+            out += engine.step()
+        sock.sendall(wire.encode(wire.Step(out)))
+
+
+def _take(engine: Engine, item: Job | Refused | wire.Cancel, gone: set[int]) -> list[Out]:
+    """Act on one message. `gone` holds requests that were cancelled, perhaps before their prompt was ready."""
+    if isinstance(item, wire.Cancel):
+        engine.cancel(item.id)
+        gone.add(item.id)
+        return []
+    cancelled = item.id in gone
+    # Prompts are made in the order of their ids: whatever is older than this one has been seen or is finished.
+    gone.difference_update([id for id in gone if id <= item.id])
+    if cancelled:
+        return []
+    return [(item.id, item.reason)] if isinstance(item, Refused) else engine.submit(item)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s worker: %(message)s")
+    main(int(sys.argv[1]))

@@ -1,0 +1,327 @@
+"""The rows that are being answered, and one step for all of them: mlx-lm's BatchGenerator, driven from outside.
+
+`Engine` knows tokens, rows and events; it knows nothing of sockets or templates. Everything here runs on the one
+thread that owns the model (mlx arrays that are not evaluated yet belong to the thread that made them).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator, StopSequences
+
+from openai_gateway.errors import GatewayError, InvalidRequest, Unavailable
+from openai_gateway.types import Delta, Echo, Event, Failed, FinishReason, Progress, Started, TokenLogprob
+from openai_gateway.worker.detokenize import TokenTable
+from openai_gateway.worker.parse import Rendered, TextPath
+from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.sampling import Penalties, make_sampler, top_logprobs
+from openai_gateway.worker.scoring import Scoring
+
+logger = logging.getLogger(__name__)
+
+Out = tuple[int, Event]
+"""(request id, event)."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One choice that is being generated."""
+
+    job: Job
+    index: int
+    text: TextPath[TokenLogprob]
+    tokens: int = 0
+    """Generated and not reported yet: text that is held back holds its count back as well."""
+    reasoning_tokens: int = 0
+    error: Exception | None = None
+
+    def guarded(self, call: Callable[..., mx.array], fallback: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        """`call`, so that what it raises fails this row and not the batch."""
+
+        def guard(*arrays: mx.array) -> mx.array:
+            try:
+                return call(*arrays)
+            except Exception as error:
+                self.error = error
+                return fallback(*arrays)
+
+        return guard
+
+    def delta(self, rendered: Rendered[TokenLogprob], finish: FinishReason | None) -> Delta | None:
+        """What to report now; None while all of it is held back."""
+        if not (rendered.content or rendered.reasoning or rendered.entries or finish):
+            return None
+        delta = Delta(
+            self.index,
+            rendered.content,
+            rendered.reasoning,
+            tuple(rendered.entries),
+            self.tokens,
+            self.reasoning_tokens,
+            finish,
+        )
+        self.tokens = self.reasoning_tokens = 0
+        return delta
+
+
+@dataclass(slots=True)
+class Live:
+    """A request with rows in the generator. `fork` is the row whose prefill the others wait for."""
+
+    job: Job
+    uids: set[int] = field(default_factory=set)
+    fork: int | None = None
+
+
+class Engine:
+    """Answers jobs in one batch. `step` is one pass: admit, compute, report.
+
+    `model` is mlx-lm's; `eos` are the ids that end an answer; `open_text` makes the text path of a choice. At most
+    `max_batch` rows decode at once, prefill reads `prefill_step` tokens of a prompt between two decode steps.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        table: TokenTable,
+        eos: Iterable[int],
+        open_text: Callable[[Job], TextPath[TokenLogprob]],
+        *,
+        max_batch: int,
+        prefill_step: int,
+    ) -> None:
+        self._model = model
+        self._table = table
+        self._eos = frozenset(eos)
+        self._open_text = open_text
+        self._max_batch = max_batch
+        self._prefill_step = prefill_step
+        self._stream = mx.default_stream(mx.default_device())
+        self._waiting: deque[Job] = deque()
+        self._scoring: dict[int, tuple[Job, Scoring]] = {}
+        self._live: dict[int, Live] = {}
+        self._rows: dict[int, Row] = {}
+        self._generator = self._fresh()
+
+    def _fresh(self) -> Any:
+        return BatchGenerator(
+            self._model,
+            completion_batch_size=self._max_batch,
+            prefill_step_size=self._prefill_step,
+            stream=self._stream,
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self._waiting or self._scoring or self._rows)
+
+    def submit(self, job: Job) -> list[Out]:
+        """Queue a job; answers that it was accepted."""
+        self._waiting.append(job)
+        return [(job.id, Started(len(job.tokens)))]
+
+    def cancel(self, id: int) -> None:
+        """Forget a request, wherever it is: its rows are out of the batch before the next step."""
+        self._waiting = deque(job for job in self._waiting if job.id != id)
+        self._scoring.pop(id, None)
+        if live := self._live.pop(id, None):
+            self._generator.remove(live.uids)
+            for uid in live.uids:
+                del self._rows[uid]
+
+    def step(self) -> list[Out]:
+        """One pass. Whatever goes wrong in it fails the requests concerned; it never raises."""
+        out: list[Out] = []
+        try:
+            out += self._admit()
+            out += self._score()
+            prompts, tokens = self._generator.next() if self._rows else ((), ())
+            for response in prompts:
+                out += self._prefilled(response)
+            out += self._generated(tokens)
+            out += self._failed_rows()
+        except Exception:
+            logger.exception("a step failed; every request in it is given up and the generator is rebuilt")
+            out += self._give_up()
+        return out
+
+    def _give_up(self) -> Iterator[Out]:
+        error = Unavailable("The model could not go on with this request; please try again.")
+        for id in [*self._live, *self._scoring]:
+            yield id, failed(error)
+        self._live.clear()
+        self._scoring.clear()
+        self._rows.clear()
+        self._generator = self._fresh()
+        mx.clear_cache()
+
+    # Admission
+
+    def _admit(self) -> Iterator[Out]:
+        while self._waiting and len(self._rows) + self._waiting[0].sampling.n <= max(
+            self._max_batch, self._waiting[0].sampling.n if not self._rows else 0
+        ):
+            job = self._waiting.popleft()
+            try:
+                if job.echo and job.sampling.logprobs is not None:
+                    self._scoring[job.id] = job, Scoring(self._model, job.tokens, job.sampling.logprobs)
+                else:
+                    yield from self._begin(job)
+            except ValueError as error:
+                yield job.id, failed(InvalidRequest(str(error)))
+
+    def _score(self) -> Iterator[Out]:
+        """Prompts whose own log-probabilities are asked for are read here, a chunk of each a step."""
+        for job, scoring in list(self._scoring.values()):
+            if scoring.read(self._prefill_step, self._stream):
+                del self._scoring[job.id]
+                yield from self._begin(job, scoring)
+
+    def _begin(self, job: Job, scoring: Scoring | None = None) -> Iterator[Out]:
+        if job.echo:
+            yield job.id, self._echo(job, scoring)
+        if job.max_tokens == 0:
+            for index in range(job.sampling.n):
+                yield job.id, Delta(index, finish="length")
+            return
+        live = self._live[job.id] = Live(job)
+        if scoring is not None and len(job.tokens) > 1:
+            self._insert(live, range(job.sampling.n), job.tokens[-1:], scoring.cache, job.tokens[:-1])
+        elif job.sampling.n > 1 and len(job.tokens) > 1:
+            # The others follow when this one has read the prompt.
+            (live.fork,) = self._insert(live, range(1), job.tokens)
+        else:
+            self._insert(live, range(job.sampling.n), job.tokens)
+
+    def _insert(
+        self, live: Live, indices: range, tokens: list[int], cache: Any = None, read: list[int] | None = None
+    ) -> list[int]:
+        """Rows for these choices. `cache` (copied, lazily) already holds `read`, the tokens before `tokens`."""
+        sampling = live.job.sampling
+        rows = [Row(live.job, index, self._open_text(live.job)) for index in indices]
+        uids: list[int] = self._generator.insert(
+            [list(tokens) for _ in rows],
+            max_tokens=[live.job.max_tokens] * len(rows),
+            caches=None if cache is None else [copy.deepcopy(cache) for _ in rows],
+            all_tokens=None if read is None else [list(read) for _ in rows],
+            samplers=[make_sampler(sampling, row.index) for row in rows],
+            logits_processors=[
+                [row.guarded(Penalties(sampling), lambda _, logits: logits)] if Penalties.wanted(sampling) else []
+                for row in rows
+            ],
+            stop_sequences=[
+                stops(frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos))
+            ] * len(rows),
+        )  # fmt: skip
+        live.uids.update(uids)
+        self._rows.update(zip(uids, rows, strict=True))
+        return uids
+
+    def _echo(self, job: Job, scoring: Scoring | None) -> Echo:
+        text = b"".join(map(self._table.bytes_of, job.tokens)).decode("utf-8", "replace")
+        if scoring is None:
+            return Echo(text)
+        entries = [TokenLogprob(*self._spelled(job.tokens[0]), None)]
+        entries += [
+            self._entry(token, own, top) for token, (own, top) in zip(job.tokens[1:], scoring.logprobs, strict=True)
+        ]
+        return Echo(text, tuple(entries))
+
+    # Responses
+
+    def _prefilled(self, response: Any) -> Iterator[Out]:
+        row = self._rows[response.uid]
+        done, total = response.progress
+        if total > self._prefill_step:
+            yield row.job.id, Progress(done, total)
+        live = self._live[row.job.id]
+        if live.fork == response.uid and done == total - 1:
+            live.fork = None
+            cache, read = self._generator.extract_cache([response.uid])[response.uid]
+            self._insert(live, range(1, row.job.sampling.n), row.job.tokens[-1:], cache, read)
+
+    def _generated(self, responses: Iterable[Any]) -> Iterator[Out]:
+        responses = [r for r in responses if self._rows[r.uid].error is None]
+        entries = self._entries(responses)
+        for response in responses:
+            row = self._rows[response.uid]
+            row.tokens += 1
+            if response.finish_reason == "stop":  # the token is the end marker itself, which is no text
+                finish: FinishReason | None = "stop"
+                rendered = row.text.finish()
+            else:
+                rendered = row.text.push(response.token, entries.get(response.uid))
+                row.reasoning_tokens += rendered.reasoning_token
+                finish = "stop" if rendered.stopped else response.finish_reason
+                if finish == "length":
+                    rendered = joined(rendered, row.text.finish())
+            if delta := row.delta(rendered, finish):
+                yield row.job.id, delta
+            if finish is not None:
+                self._end(response.uid, running=response.finish_reason is None)
+
+    def _end(self, uid: int, *, running: bool) -> None:
+        if running:
+            self._generator.remove([uid])
+        id = self._rows.pop(uid).job.id
+        live = self._live[id]
+        live.uids.discard(uid)
+        if not live.uids:
+            del self._live[id]
+
+    def _failed_rows(self) -> Iterator[Out]:
+        broken = {row.job.id: row.error for row in self._rows.values() if row.error is not None}
+        for id, error in broken.items():
+            logger.error("request %d failed in its own code", id, exc_info=error)
+            self.cancel(id)
+            yield id, failed(GatewayError("The server failed on this request."))
+
+    # Log-probabilities
+
+    def _entries(self, responses: list[Any]) -> dict[int, TokenLogprob]:
+        asked = [r for r in responses if self._rows[r.uid].job.sampling.logprobs is not None]
+        if not asked:
+            return {}
+        wanted = [self._rows[r.uid].job.sampling.logprobs or 0 for r in asked]
+        found = top_logprobs([r.logprobs for r in asked], [r.token for r in asked], max(wanted))
+        return {
+            r.uid: self._entry(r.token, own, top[:k]) for r, k, (own, top) in zip(asked, wanted, found, strict=True)
+        }
+
+    def _entry(self, token: int, own: float, top: list[tuple[int, float]]) -> TokenLogprob:
+        return TokenLogprob(*self._spelled(token), own, tuple((*self._spelled(id), value) for id, value in top))
+
+    def _spelled(self, token: int) -> tuple[str, bytes]:
+        raw = self._table.bytes_of(token)
+        return raw.decode("utf-8", "replace"), raw
+
+
+@lru_cache(maxsize=256)
+def stops(ids: frozenset[int]) -> Any:
+    """mlx-lm's matcher for tokens that end a row."""
+    return StopSequences([(id,) for id in ids])
+
+
+def joined(a: Rendered[TokenLogprob], b: Rendered[TokenLogprob]) -> Rendered[TokenLogprob]:
+    """Two pieces of one row, one after the other."""
+    return Rendered(
+        a.content + b.content,
+        a.reasoning + b.reasoning,
+        [*a.entries, *b.entries],
+        a.reasoning_token,
+        a.stopped or b.stopped,
+    )
+
+
+def failed(error: GatewayError) -> Failed:
+    """An error as it crosses the pipe."""
+    return Failed(type(error).__name__, error.message, error.param)

@@ -1,0 +1,237 @@
+"""From a request to prompt tokens, checked against the model before any of it reaches MLX.
+
+Works on its own thread beside the engine's loop: it reads the tokenizer and never touches the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import TemplateError
+from msgspec.structs import replace
+
+from openai_gateway import reasoning
+from openai_gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest
+from openai_gateway.types import ChatRequest, CompletionRequest, Defaults, Message, Request, Sampling
+from openai_gateway.worker.detokenize import TokenTable
+from openai_gateway.worker.harmony import HarmonyChannels, HarmonyTokens
+from openai_gateway.worker.parse import Channels, PlainChannels, TextPath, ThinkChannels
+
+HARMONY_ANSWER = "<|channel|>final<|message|>"
+"""What an assistant turn of harmony begins with when it answers without thinking, or goes on with a given text."""
+
+FILL_IN_THE_MIDDLE = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen coder, CodeGemma
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, SantaCoder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek coder
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
+)
+
+
+@dataclass(slots=True)
+class Job:
+    """One request, ready for the engine: nothing of its input can be refused any more."""
+
+    id: int
+    tokens: list[int]
+    sampling: Sampling
+    """Complete: the model's defaults are filled in."""
+    max_tokens: int
+    chat: bool
+    echo: bool = False
+    start_in: str | None = None
+    """The channel that the prompt leaves open: text generated first belongs there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Turns requests into jobs for one model.
+
+    `tokenizer` is mlx-lm's wrapper; `vocab_size` counts the rows of the output layer, which may be more than the
+    tokenizer knows; `generation` is the model's generation_config.json.
+    """
+
+    tokenizer: Any
+    table: TokenTable
+    context_length: int
+    vocab_size: int
+    defaults: Defaults = field(default_factory=Defaults)
+    generation: dict[str, Any] = field(default_factory=dict)
+    harmony: HarmonyTokens | None = None
+    template: reasoning.Template = field(default_factory=reasoning.Template)
+
+    def job(self, id: int, request: Request) -> Job:
+        """Raises `InvalidRequest` (with the parameter's name) for what this model cannot take."""
+        sampling = self._complete(request.sampling)
+        outside = [t for t in (*sampling.logit_bias, *sampling.stop_token_ids) if not 0 <= t < self.vocab_size]
+        if outside:
+            param = "logit_bias" if outside[0] in sampling.logit_bias else "stop_token_ids"
+            raise InvalidRequest(f"Token id {outside[0]} is outside the vocabulary of {self.vocab_size}.", param=param)
+        if isinstance(request, ChatRequest):
+            tokens, start_in = self._chat(request)
+            job = Job(id, tokens, sampling, 0, chat=True, start_in=start_in)
+        else:
+            job = Job(id, self._completion(request), sampling, 0, chat=False, echo=request.echo)
+        room = self.context_length - len(job.tokens)
+        if room < (0 if job.echo else 1):
+            param = "messages" if job.chat else "prompt"
+            raise ContextLengthExceeded.of(len(job.tokens), self.context_length, param)
+        job.max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        return job
+
+    def open_text(self, job: Job) -> TextPath[Any]:
+        """A fresh text path for one choice of `job`."""
+        return TextPath(self._channels(job), job.sampling.stop, table=self.table)
+
+    def _channels(self, job: Job) -> Channels:
+        if job.chat and self.harmony is not None:
+            return HarmonyChannels(self.table, self.harmony, start_in=job.start_in)
+        detokenizer = self.table.stream(trim_leading_space=job.chat)
+        if job.chat and self.tokenizer.has_thinking:
+            start, end = self.tokenizer.think_start, self.tokenizer.think_end
+            return ThinkChannels(detokenizer, start, end, inside=job.start_in == "analysis")
+        return PlainChannels(detokenizer)
+
+    def _complete(self, sampling: Sampling) -> Sampling:
+        """models.yaml fills what the request leaves open, then the model's own generation_config.json."""
+        missing = {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+            if getattr(sampling, name) is None
+            and (value := getattr(self.defaults, name) if getattr(self.defaults, name) is not None
+                 else self.generation.get(name)) is not None
+        }  # fmt: skip
+        if sampling.max_tokens is None and self.defaults.max_tokens is not None:
+            missing["max_tokens"] = self.defaults.max_tokens
+        return replace(sampling, **missing)
+
+    # Completions
+
+    def _completion(self, request: CompletionRequest) -> list[int]:
+        if isinstance(request.prompt, tuple):
+            if bad := [t for t in request.prompt if not 0 <= t < self.vocab_size]:
+                raise InvalidRequest(
+                    f"Token id {bad[0]} is outside the vocabulary of {self.vocab_size}: token prompts are read with "
+                    "this model's own tokenizer.",
+                    param="prompt",
+                )
+            tokens = list(request.prompt)
+        elif request.suffix is not None:
+            tokens = self._middle(request.prompt, request.suffix)
+        else:
+            tokens = list(self.tokenizer.encode(request.prompt))
+        if not tokens:  # what an absent prompt means to OpenAI: the beginning of a text
+            first = self.tokenizer.bos_token_id
+            tokens = [first if first is not None else min(self.tokenizer.eos_token_ids)]
+        return tokens
+
+    @property
+    def fill_in_the_middle(self) -> tuple[str, str, str] | None:
+        """The tokenizer's own (prefix, suffix, middle) markers, if it has a set."""
+        vocabulary = self.tokenizer.get_vocab()
+        return next((marks for marks in FILL_IN_THE_MIDDLE if all(m in vocabulary for m in marks)), None)
+
+    def _middle(self, prefix: str, suffix: str) -> list[int]:
+        marks = self.fill_in_the_middle
+        if marks is None:
+            raise InvalidRequest("This model has no tokens for filling in the middle.", param="suffix")
+        pieces = zip(marks, (prefix, suffix, ""), strict=True)
+        return [
+            token
+            for mark, text in pieces
+            for token in (
+                self.tokenizer.convert_tokens_to_ids(mark),
+                *self.tokenizer.encode(text, add_special_tokens=False),
+            )
+        ]
+
+    # Chat
+
+    def _chat(self, request: ChatRequest) -> tuple[list[int], str | None]:
+        if not self.tokenizer.has_chat_template:
+            raise InvalidRequest("This model has no chat template; use /v1/completions.", param="model")
+        effort = request.effort or self.defaults.reasoning_effort
+        plan = reasoning.plan(effort, self.template)
+        messages = [*turns(request.messages, self.template, plan.hint)]
+        prefix = ""
+        if request.continue_final:
+            prefix = messages.pop()["content"] or ""
+        text = self._render(messages, plan.kwargs | self._allowed(request.template_kwargs))
+        start_in = None
+        if self.harmony is not None and (request.continue_final or effort == "none"):
+            text, start_in = text + HARMONY_ANSWER, "final"
+        elif self._leaves_thinking_open(text):
+            # A given text is the answer's, so the thinking that the template opened ends before it.
+            prefix, start_in = (f"{self.tokenizer.think_end}\n\n{prefix}", None) if prefix else ("", "analysis")
+        return list(self.tokenizer.encode(text + prefix, add_special_tokens=False)), start_in
+
+    def _leaves_thinking_open(self, text: str) -> bool:
+        return bool(self.tokenizer.has_thinking) and text.rstrip().endswith(self.tokenizer.think_start)
+
+    def _allowed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        for name, value in kwargs.items():
+            if name not in self.template.variables or name in _OURS or not isinstance(value, str | int | float | bool):
+                raise InvalidRequest(
+                    f"This model's chat template takes no keyword '{name}' of that kind.", param="chat_template_kwargs"
+                )
+        return kwargs
+
+    def _render(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **kwargs
+            )
+        except GatewayError:
+            raise
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
+        return str(text)
+
+
+_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
+"""Template variables that a request sets through fields of their own, or not at all."""
+
+
+def turns(messages: tuple[Message, ...], template: reasoning.Template, hint: str | None) -> Iterator[dict[str, Any]]:
+    """The messages as chat templates take them: one system message, first, with `hint` at its end; no null keys.
+
+    Templates read only the first system message (gpt-oss) or refuse later ones (Qwen), so those are joined.
+    """
+    rules = [m.content for m in messages if m.role in ("system", "developer") and m.content]
+    if hint is not None:
+        rules.append(hint)
+    if rules:
+        yield {"role": "system", "content": "\n\n".join(rules)}
+    names = {call.id: call.name for m in messages for call in m.tool_calls}
+    for message in messages:
+        if message.role not in ("system", "developer"):
+            yield _turn(message, names)
+
+
+def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+    if message.reasoning:
+        # gpt-oss reads the first name, Qwen and DeepSeek the second.
+        turn |= {"thinking": message.reasoning, "reasoning_content": message.reasoning}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if name := message.name or names.get(message.tool_call_id or ""):
+        turn["name"] = name
+    return turn
+
+
+def _arguments(text: str) -> Any:
+    """Templates encode arguments themselves: a text handed to them would be encoded twice."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+

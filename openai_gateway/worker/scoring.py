@@ -1,0 +1,38 @@
+"""How likely a prompt is: the log-probability of each of its tokens, read a chunk at a time.
+
+mlx-lm's batch generator throws a prompt's logits away; lm-eval-harness and everybody else who sends `echo` with
+`logprobs` wants them. What was read is kept in a cache, so that generation goes on from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from openai_gateway.worker.sampling import top_logprobs
+
+
+class Scoring:
+    """Reads one prompt of at least one token. `logprobs` grows to one entry for each token after the first."""
+
+    def __init__(self, model: Any, tokens: list[int], top: int) -> None:
+        self.logprobs: list[tuple[float, list[tuple[int, float]]]] = []
+        self.cache = make_prompt_cache(model)
+        self._model = model
+        self._tokens = tokens
+        self._top = top
+
+    def read(self, chunk: int, stream: mx.Stream) -> bool:
+        """Read up to `chunk` more tokens; True when only the last one, which nothing needs to follow, is left."""
+        start = len(self.logprobs)
+        inputs = self._tokens[start : min(start + chunk, len(self._tokens) - 1)]
+        if inputs:
+            with mx.stream(stream):
+                logits = self._model(mx.array([inputs]), cache=self.cache)[0].astype(mx.float32)
+                rows = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+                targets = self._tokens[start + 1 : start + 1 + len(inputs)]
+                self.logprobs += top_logprobs(list(rows), targets, self._top)
+                mx.eval([c.state for c in self.cache])
+        return len(self.logprobs) >= len(self._tokens) - 1

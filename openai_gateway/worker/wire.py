@@ -1,0 +1,82 @@
+"""The frames between the gateway and a worker: typed messages in MessagePack behind a length, no pickle.
+
+A frame is a 4-byte big-endian length followed by that many bytes. The gateway opens with `Load`; the worker answers
+`Ready` (or `Broken`, and ends), then takes `Generate` and `Cancel` and sends one `Step` for each pass of its loop.
+A `Step` without events is a heartbeat.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from openai_gateway.types import Event, ModelInfo, ModelSpec, Request
+
+HEADER = struct.Struct(">I")
+LIMIT = 256 * 1024 * 1024
+"""Largest frame, in bytes; a longer length means the stream is out of step."""
+
+
+class Engine(Struct, frozen=True, kw_only=True):
+    """How the worker's loop is sized; see the settings of the same names."""
+
+    max_batch: int = 64
+    prefill_step: int = 512
+    heartbeat: float = 1.0
+    """Seconds between heartbeats of an idle worker."""
+    wired_limit: bool = False
+
+
+class Load(Struct, frozen=True, tag="load"):
+    spec: ModelSpec
+    engine: Engine
+
+
+class Generate(Struct, frozen=True, tag="generate"):
+    id: int
+    request: Request
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    id: int
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    info: ModelInfo
+
+
+class Broken(Struct, frozen=True, tag="broken"):
+    """The model cannot be loaded."""
+
+    message: str
+
+
+class Step(Struct, frozen=True, tag="step"):
+    """What one pass of the loop brought, for all rows: (request id, event) in order."""
+
+    events: list[tuple[int, Event]]
+
+
+ToWorker = Load | Generate | Cancel
+FromWorker = Ready | Broken | Step
+
+_encoder = msgspec.msgpack.Encoder()
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """The whole frame, length included."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+def frames(sock: socket.socket) -> Iterator[bytes]:
+    """The bodies of the frames that arrive on a blocking socket, until the other side closes it."""
+    with sock.makefile("rb", buffering=1 << 16) as stream:
+        while len(header := stream.read(HEADER.size)) == HEADER.size:
+            yield stream.read(HEADER.unpack(header)[0])

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from openai_gateway.settings import Settings, SettingsError, sources
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.upper().startswith("OPENAI_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def yaml(text: str, name: str = "models.yaml") -> None:
+    Path(name).write_text(text, encoding="utf-8")
+
+
+def problems(**options: object) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**options)
+    return caught.value.problems
+
+
+def source(settings: Settings, name: str) -> str:
+    return next(setting.source for setting in sources(settings) if setting.name == name)
+
+
+def test_without_anything_said_the_gateway_listens_on_this_machine_only() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.loopback, settings.models_file) == ("127.0.0.1", 8000, True, None)
+    assert {setting.source for setting in sources(settings)} == {"default"}
+
+
+def test_the_command_line_beats_the_environment_beats_dotenv_beats_models_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml("gateway:\n  max_batch: 1\n  max_queue: 1\n  max_n: 1\n  port: 1\n")
+    Path(".env").write_text("OPENAI_GATEWAY_MAX_QUEUE=2\nOPENAI_GATEWAY_MAX_N=2\nOPENAI_GATEWAY_PORT=2\n")
+    monkeypatch.setenv("OPENAI_GATEWAY_MAX_N", "3")
+    monkeypatch.setenv("OPENAI_GATEWAY_PORT", "3")
+    settings = Settings(port=4)
+    assert (settings.max_batch, settings.max_queue, settings.max_n, settings.port) == (1, 2, 3, 4)
+    assert source(settings, "max_batch") == "models.yaml, line 2"
+    assert source(settings, "max_queue") == ".env, OPENAI_GATEWAY_MAX_QUEUE"
+    assert source(settings, "max_n") == "environment variable OPENAI_GATEWAY_MAX_N"
+    assert source(settings, "port") == "command line"
+    assert source(settings, "host") == "default"
+
+
+def test_the_models_yaml_of_the_working_folder_is_found() -> None:
+    yaml("models: []\n")
+    assert Settings().models_file == Path("models.yaml")
+
+
+def test_no_models_file_can_be_asked_for() -> None:
+    yaml("gateway: {port: 1}\n")
+    settings = Settings(models_file=None)
+    assert (settings.models_file, settings.port) == (None, 8000)
+
+
+def test_the_environment_names_another_models_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml("gateway: {port: 1}\n")
+    yaml("gateway: {port: 2}\n", "other.yaml")
+    monkeypatch.setenv("OPENAI_GATEWAY_MODELS_FILE", "other.yaml")
+    settings = Settings()
+    assert (settings.models_file, settings.port) == (Path("other.yaml"), 2)
+
+
+def test_dotenv_names_another_models_file() -> None:
+    yaml("gateway: {port: 2}\n", "other.yaml")
+    Path(".env").write_text("OPENAI_GATEWAY_MODELS_FILE=other.yaml\n")
+    assert Settings().port == 2
+
+
+def test_a_models_file_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yaml("gateway: {port: 2}\n", "mine.yaml")
+    settings = Settings(models_file="~/mine.yaml")
+    assert (settings.port, settings.models_file) == (2, tmp_path / "mine.yaml")
+
+
+def test_a_named_models_file_that_is_missing_is_an_error() -> None:
+    assert problems(models_file="nowhere.yaml") == ("nowhere.yaml: cannot be read: No such file or directory",)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("models:\n  - [\n", "models.yaml, line 3: expected the node content, but found '<stream end>'"),
+        ("- 1\n", "models.yaml: the file and its `gateway:` section hold `name: value` lines"),
+        ("gateway: fast\n", "models.yaml: the file and its `gateway:` section hold `name: value` lines"),
+        ("gateway:\n  port: 1\n  port: 2\n", "models.yaml, line 3: `port` stands here twice"),
+        ("gateway: {[1]: 2}\n", "models.yaml, line 1: found unhashable key"),
+        ("since: 2024-13-45\n", "models.yaml: month must be in 1..12"),
+        ("a: \0\n", "models.yaml: unacceptable character #x0000: special characters are not allowed"),
+    ],
+)
+def test_a_broken_models_file_is_named_with_its_line(text: str, problem: str) -> None:
+    yaml(text)
+    assert problems() == (problem,)
+
+
+def test_a_models_file_that_is_not_text_is_an_error() -> None:
+    Path("models.yaml").write_bytes(b"\xff\xfe\x00")
+    assert problems()[0].startswith("models.yaml: 'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize("text", ["", "gateway:\n", "models: []\n", "gateway: {}\n"])
+def test_a_models_file_may_leave_the_gateway_section_out(text: str) -> None:
+    yaml(text)
+    assert Settings().port == 8000
+
+
+def test_a_yaml_anchor_may_be_merged_into_the_gateway_section() -> None:
+    yaml("shared: &shared {port: 1, max_n: 2}\ngateway:\n  <<: *shared\n  port: 3\n")
+    settings = Settings()
+    assert (settings.port, settings.max_n) == (3, 2)
+
+
+def test_an_unknown_name_in_the_gateway_section_is_an_error_that_suggests_the_nearest() -> None:
+    yaml("gateway:\n  port: 1\n  prot: 2\n")
+    assert problems() == ("models.yaml, line 3: there is no setting `prot`; did you mean `port`?",)
+
+
+def test_the_models_file_cannot_name_itself() -> None:
+    yaml("gateway: {models_file: other.yaml}\n")
+    assert problems() == ("models.yaml, line 1: the file cannot name itself with `models_file`",)
+
+
+def test_an_unknown_variable_is_an_error_that_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_GATEWAY_MAX_QUEU", "1")
+    wanted = "environment variable OPENAI_GATEWAY_MAX_QUEU: there is no setting `max_queu`; did you mean `max_queue`?"
+    assert problems() == (wanted,)
+
+
+def test_an_unknown_variable_of_ours_in_dotenv_is_an_error_and_those_of_others_are_not() -> None:
+    Path(".env").write_text("OPENAI_API_KEY=x\nOTHER=y\nOPENAI_GATEWAY_ZZZ=1\n")
+    assert problems() == (".env, OPENAI_GATEWAY_ZZZ: there is no setting `zzz`",)
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    assert problems(prot=1) == ("command line: there is no setting `prot`; did you mean `port`?",)
+
+
+def test_every_problem_is_told_at_once_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml("gateway:\n  max_n: many\n  zzz: 1\n")
+    monkeypatch.setenv("OPENAI_GATEWAY_PORT", "70000")
+    assert problems(load_timeout=0) == (
+        "models.yaml, line 3: there is no setting `zzz`",
+        "environment variable OPENAI_GATEWAY_PORT: port: Input should be less than or equal to 65535, not '70000'",
+        "command line: load_timeout: Input should be greater than 0, not 0",
+        "models.yaml, line 2: max_n: Input should be a valid integer, unable to parse string as an integer, not 'many'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("host", ""),
+        ("port", -1),
+        ("port", 65536),
+        ("model", ""),
+        ("max_loaded_models", 0),
+        ("idle_timeout", -1),
+        ("load_timeout", float("inf")),
+        ("heartbeat_timeout", float("nan")),
+        ("max_batch", 0),
+        ("max_body", 10),
+        ("keep_alive", -1),
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("wired_limit", "maybe"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(name: str, value: object) -> None:
+    (problem,) = problems(**{name: value})
+    assert problem.startswith(f"command line: {name}: ")
+
+
+@pytest.mark.parametrize("value", ["https://a.example/", "a.example", "https://a.example/path"])
+def test_an_origin_that_no_browser_sends_is_refused(value: str) -> None:
+    (problem,) = problems(cors_origins=[value])
+    assert problem == f"command line: cors_origins: an origin is scheme://host[:port], and no more, not {value!r}"
+
+
+@pytest.mark.parametrize("value", ["a.example:8000", "http://a.example", "a/b", "a.*"])
+def test_an_allowed_host_that_could_never_match_is_refused(value: str) -> None:
+    (problem,) = problems(allowed_hosts=[value])
+    assert problem == f"command line: allowed_hosts: a host name has no scheme and no port, not {value!r}"
+
+
+def test_lists_are_comma_separated_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_GATEWAY_CORS_ORIGINS", "https://a.example, app://obsidian.md,")
+    monkeypatch.setenv("OPENAI_GATEWAY_ALLOWED_HOSTS", "a.example,*.b.example,[::1]")
+    settings = Settings()
+    assert settings.cors_origins == ("https://a.example", "app://obsidian.md")
+    assert settings.allowed_hosts == ("a.example", "*.b.example", "[::1]")
+
+
+def test_lists_are_lists_in_models_yaml() -> None:
+    yaml("gateway:\n  cors_origins: ['*']\n  allowed_hosts: [a.example]\n")
+    settings = Settings()
+    assert (settings.cors_origins, settings.hosts) == (("*",), ("a.example",))
+
+
+@pytest.mark.parametrize(
+    ("host", "hosts"),
+    [
+        ("127.0.0.1", ("localhost", "127.0.0.1", "[::1]")),
+        ("localhost", ("localhost", "127.0.0.1", "[::1]")),
+        ("::1", ("localhost", "127.0.0.1", "[::1]")),
+        ("127.0.0.5", ("localhost", "127.0.0.1", "[::1]", "127.0.0.5")),
+        ("0.0.0.0", ("*",)),
+        ("::", ("*",)),
+        ("gateway.example", ("*",)),
+    ],
+)
+def test_a_loopback_address_answers_loopback_names_only(host: str, hosts: tuple[str, ...]) -> None:
+    assert Settings(host=host).hosts == hosts
+
+
+def test_allowed_hosts_hold_on_a_loopback_address_too() -> None:
+    assert Settings(allowed_hosts="proxy.example").hosts == ("proxy.example",)
+
+
+def test_the_log_level_may_be_in_capitals() -> None:
+    assert Settings(log_level="WARNING").log_level == "warning"
+
+
+@pytest.mark.parametrize("key", ["", "two words", "kéy", "line\n"])
+def test_a_key_that_no_client_can_send_is_refused_and_never_shown(key: str) -> None:
+    (problem,) = problems(api_key=key)
+    assert problem == "command line: api_key: a key is made of visible ASCII characters, or no client can send it"
+
+
+def test_an_error_does_not_hold_the_key() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(api_key="sk-secret", port=-1)
+    assert caught.value.__context__ is None
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_the_key_is_masked_wherever_settings_are_shown() -> None:
+    settings = Settings(api_key="sk-secret")
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "sk-secret"
+    assert "sk-secret" not in f"{settings!r} {settings} {sources(settings)}"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1
+
+
+def test_every_setting_has_a_description_and_is_named_once_among_the_sources() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    assert [setting.name for setting in sources(Settings())] == list(Settings.model_fields)
+
+
+def test_a_dotenv_that_is_not_text_is_an_error() -> None:
+    Path(".env").write_bytes(b"OPENAI_GATEWAY_MODEL=\xff\n")
+    assert problems()[0].startswith(".env: cannot be read: 'utf-8' codec can't decode")
