@@ -42,12 +42,11 @@ class Connection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._awaited: str | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        self._moved = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # With no room below the high-water mark, the write deadline runs whenever anything at all is left unsent.
-        transport.set_write_buffer_limits(high=0)
         self._ip = self.client[0] if self.client else ""
         self.state.per_ip[self._ip] += 1
         total = len(self.connections) - self.bounds.max_connections
@@ -63,9 +62,8 @@ class Connection(HttpToolsProtocol):
         self._rearm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._deadline, self._stalled):
-            if timer is not None:
-                timer.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self.state.per_ip[self._ip] -= 1
         if not self.state.per_ip[self._ip]:
             del self.state.per_ip[self._ip]
@@ -188,6 +186,8 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         request_id = new_request_id()
         logger.info("refused %s from %s: %d %s", request_id, self._ip or "-", error.status, error.message)
+        if self.transport.is_closing():
+            return
         if self._in_body:
             if self.cycle.response_started or self.pipeline:
                 self.transport.close()
@@ -234,21 +234,13 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch(self.transport.get_write_buffer_size())
+    def check_progress(self, now: float) -> None:
+        """Drops a client that has taken nothing of what waits for it since `write_timeout`; asked now and then.
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
-
-    def _watch(self, unsent: int) -> None:
-        self._stalled = self.loop.call_later(self.bounds.write_timeout, self._check_progress, unsent)
-
-    def _check_progress(self, before: int) -> None:
+        Sampled, because a transport that is closing reports no progress, and waits for such a client for ever.
+        """
         unsent = self.transport.get_write_buffer_size()
-        if unsent < before:
-            self._watch(unsent)
-        else:
+        if unsent == 0 or unsent != self._unsent:
+            self._unsent, self._moved = unsent, now
+        elif now - self._moved > self.bounds.write_timeout:
             self.transport.abort()

@@ -6,15 +6,16 @@ a listed level is never refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
-from openai_gateway.types import Effort
+from openai_gateway.types import EFFORTS, Effort
 
 SWITCHES = ("enable_thinking", "thinking")
 BUDGETS: Mapping[Effort, int] = {
@@ -32,14 +33,8 @@ HINTS: Mapping[Effort, str] = {
     "max": "Think as long and as carefully as you can: explore alternatives and verify every step before you answer.",
 }
 
-# Rows of (what the template's own text names) → level to say for each of ours. The first row that applies is taken.
-_TO_MAX: Mapping[Effort, str] = {"low": "high", "medium": "high", "high": "high", "xhigh": "max", "max": "max"}
-_TO_HIGH_OR_NONE: Mapping[Effort, str] = {
-    "none": "none", "minimal": "none", "low": "high", "medium": "high", "high": "high", "xhigh": "high", "max": "high",
-}  # fmt: skip
-_TO_THREE: Mapping[Effort, str] = {
-    "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
-}  # fmt: skip
+GPT_OSS_LEVELS: tuple[Effort, ...] = ("low", "medium", "high")
+"""Named by no template: gpt-oss' prints whatever it is given, and the model was trained on these three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +60,24 @@ class Plan:
     hint: str | None = None
 
 
+class Generation(Extension):
+    """`{% generation %}` … `{% endgeneration %}`: transformers' mark around an assistant's words, for training."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the marks."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 @lru_cache(maxsize=64)
 def read(source: str) -> Template:
-    """What a Jinja chat template reads. Templates with tags of their own are searched as text."""
+    """What a Jinja chat template reads; nothing where it is none that transformers can render either."""
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+        tree = Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)
     except TemplateError:
-        words = frozenset(re.findall(r"\w+", source))
-        return Template(words, words & set(HINTS))
+        return Template()
     constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     return Template(frozenset(meta.find_undeclared_variables(tree)), frozenset(constants & set(HINTS)))
 
@@ -81,7 +86,7 @@ def plan(effort: Effort | None, template: Template) -> Plan:
     """How to tell the model behind `template` to think that hard; nothing is said when no effort was asked for."""
     if effort is None:
         return Plan()
-    kwargs: dict[str, Any] = {name: effort != "none" for name in SWITCHES if name in template.variables}
+    kwargs: dict[str, Any] = dict.fromkeys(_switches(template), effort != "none")
     if "thinking_budget" in template.variables:
         kwargs["thinking_budget"] = BUDGETS[effort]
     if "reasoning_effort" in template.variables and (level := _level(effort, template)):
@@ -89,9 +94,18 @@ def plan(effort: Effort | None, template: Template) -> Plan:
     return Plan(kwargs) if kwargs else Plan(hint=HINTS[effort])
 
 
-def _level(effort: Effort, template: Template) -> str | None:
-    if "max" in template.levels:  # GLM, DeepSeek V4: two levels above a switch of their own
-        return _TO_MAX.get(effort)
-    if "none" in template.levels:  # Mistral: on or off under the name of a level
-        return _TO_HIGH_OR_NONE[effort]
-    return _TO_THREE[effort]  # gpt-oss prints whatever it is given, and was trained on these three
+def _switches(template: Template) -> list[str]:
+    return [name for name in SWITCHES if name in template.variables]
+
+
+def _level(effort: Effort, template: Template) -> Effort | None:
+    """The nearest level that the template names, of two equally near ones the higher; None where none is to be said."""
+    levels = [level for level in EFFORTS if level in template.levels]
+    if len(levels) < 2:
+        levels = [*GPT_OSS_LEVELS]
+    place = EFFORTS.index(effort)
+    lowest = EFFORTS.index(levels[0])
+    if place < lowest and ("thinking" in template.variables or (effort == "none" and _switches(template))):
+        # The switch says it all: it is off, or (DeepSeek V4) every level stands for more than plain thinking.
+        return None
+    return max(levels, key=lambda level: (-abs(EFFORTS.index(level) - place), EFFORTS.index(level)))

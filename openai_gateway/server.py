@@ -100,6 +100,13 @@ class Server(uvicorn.Server):
         port = self.servers[0].sockets[0].getsockname()[1]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # Once per second.
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                cast(Connection, connection).check_progress(now)
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()

@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     max_connections: Count = Field(1024, description="Open connections.")
     max_connections_per_ip: Count = Field(512, description="Open connections from one address.")
     write_timeout: Seconds = Field(60, description="Seconds that a client may leave its answer unread.")
-    keep_alive: Pause = Field(75, description="Seconds that an idle HTTP connection stays open.")
+    keep_alive: int = Field(75, ge=0, le=86_400, description="Seconds that an idle HTTP connection stays open.")
     stream_keepalive: Pause = Field(10, description="Seconds of silence before a stream sends a comment; 0 is never.")
     drain_timeout: Pause = Field(30, description="Seconds that running requests get when the gateway stops.")
 

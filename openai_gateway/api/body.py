@@ -155,7 +155,9 @@ async def read(request: Request, body: type[B]) -> B:
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:
-    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Of a union's errors, the one that got furthest in says most: `stop[1]`, not that `stop` is no string.
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    detail = max((d for d in details if d["loc"][:1] == details[0]["loc"][:1]), key=lambda d: len(d["loc"]))
     kind = detail["type"]
     code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     if not detail["loc"]:

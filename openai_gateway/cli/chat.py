@@ -68,14 +68,14 @@ def _first(client: OpenAI) -> str:
 
 def _pipe(conversation: Conversation, question: str) -> None:
     """Print the answer and nothing else, as it comes."""
-    from openai_gateway.cli.conversation import FAILURES
+    import openai
 
     try:
         for kind, text in conversation.ask(question):
             if kind == "content":
                 sys.stdout.write(text)
                 sys.stdout.flush()
-    except FAILURES as error:
+    except openai.OpenAIError as error:
         fail(explain(error, conversation.client))
     finally:
         if conversation.answer.text and not conversation.answer.text.endswith("\n"):

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import typer
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import OpenAI, OpenAIError
     from rich.console import Console
 
-    from openai_gateway.settings import Settings
+    from openai_gateway.settings import Settings, SettingsError
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 lets the system choose.")]
@@ -58,9 +58,14 @@ def read_settings(**options: object) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except SettingsError as error:
-        for problem in error.problems:
-            complain(problem)
-        raise typer.Exit(2) from None
+        refuse(error)
+
+
+def refuse(error: SettingsError) -> NoReturn:
+    """End the command over wrong settings, one line for each problem."""
+    for problem in error.problems:
+        complain(problem)
+    raise typer.Exit(2)
 
 
 def address(settings: Settings) -> str:
@@ -90,19 +95,22 @@ def connect(base_url: str | None, *, retries: int = 0) -> OpenAI:
         return openai.OpenAI(base_url=url, api_key="none", max_retries=retries, http_client=http_client)
 
 
-def explain(error: Exception, client: OpenAI) -> str:
-    """An error of the SDK, or of the connection under it, as one line for a person."""
+def explain(error: OpenAIError, client: OpenAI) -> str:
+    """An error of the SDK as one line for a person."""
+    import httpx2
     import openai
 
     if isinstance(error, openai.APITimeoutError):
         text = f"No answer from {client.base_url} in time."
+    elif isinstance(error, openai.APIConnectionError) and not isinstance(error.__cause__, httpx2.ConnectError):
+        text = f"The connection to {client.base_url} failed: {error.__cause__ or error}"
     elif isinstance(error, openai.APIConnectionError):
         text = f"Cannot reach {client.base_url}: is the gateway running? `openai-gateway serve` starts it."
     elif isinstance(error, openai.APIStatusError):
         message = error.body.get("message") if isinstance(error.body, dict) else None
         text = f"{error.status_code}: {message or error.message}"
     else:
-        text = str(error) or type(error).__name__
+        text = str(error)
     return " ".join(clean(text).split())
 
 

@@ -44,4 +44,6 @@ def config(
 def _text(value: object) -> str:
     if value is None or value == []:
         return "-"
+    if isinstance(value, float):
+        return str(int(value) if value.is_integer() else value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

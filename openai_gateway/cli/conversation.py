@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import httpx2
 import openai
 
 from openai_gateway.types import EFFORTS, Effort
@@ -15,9 +14,6 @@ from openai_gateway.types import EFFORTS, Effort
 if TYPE_CHECKING:
     from openai.types import CompletionUsage
     from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
-
-FAILURES = (openai.OpenAIError, httpx2.HTTPError)
-"""What `ask` raises; the latter where the connection breaks inside the stream, which the SDK does not translate."""
 
 Piece = tuple[Literal["reasoning", "content"], str]
 
@@ -71,7 +67,10 @@ class Conversation:
         return found
 
     def ask(self, question: str) -> Generator[Piece, None, None]:
-        """Stream the answer; however it ends, by a break, an interrupt or an error, what was said is kept."""
+        """Stream the answer; however it ends, by a break, an interrupt or an error, what was said is kept.
+
+        Raises `openai.OpenAIError`.
+        """
         answer = self.answer = Answer()
         self.unanswered = question
         try:

@@ -50,7 +50,8 @@ def _look(client: httpx2.Client, url: str) -> str:
     if answer.status_code == 200:
         return "ok"
     try:
-        reason = answer.json()["error"]["message"]
-    except (ValueError, LookupError, TypeError):
+        body = answer.json()
+        reason = body.get("reason") or body["error"]["message"]
+    except (ValueError, LookupError, TypeError, AttributeError):
         reason = answer.text
     return " ".join(clean(f"{answer.status_code} {reason}").split())[:200]

@@ -31,7 +31,6 @@ def models(base_url: BaseUrlOption = None, as_json: JsonOption = False) -> None:
 
 def _row(model: Model) -> tuple[str, ...]:
     extra = model.model_extra or {}
-    context = extra.get("context_length") or extra.get("max_model_len")
     loaded = {"True": "yes", "False": "no"}.get(str(extra.get("loaded")), "-")
     created = f"{datetime.fromtimestamp(model.created):%Y-%m-%d %H:%M}" if model.created else "-"
-    return model.id, model.owned_by or "-", str(context or "-"), loaded, created
+    return model.id, model.owned_by or "-", str(extra.get("context_length") or "-"), loaded, created

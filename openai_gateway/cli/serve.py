@@ -10,7 +10,9 @@ from openai_gateway.cli.client import (
     ModelsFileOption,
     PortOption,
     complain,
+    fail,
     read_settings,
+    refuse,
 )
 
 
@@ -32,5 +34,11 @@ def serve(
     if not settings.loopback and settings.api_key is None:
         complain(f"Anyone who can reach {settings.host} may use this gateway: OPENAI_GATEWAY_API_KEY is not set.")
     from openai_gateway.app import serve as run
+    from openai_gateway.settings import SettingsError
 
-    run(settings)
+    try:
+        run(settings)
+    except SettingsError as error:
+        refuse(error)
+    except OSError as error:
+        fail(f"Cannot serve on {settings.host}, port {settings.port}: {error.strerror or error}")

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import openai
 from rich.text import Text
 
 from openai_gateway.cli.client import clean, explain
-from openai_gateway.cli.conversation import FAILURES, as_effort
+from openai_gateway.cli.conversation import as_effort
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +100,7 @@ class Terminal:
         except KeyboardInterrupt:
             self.end_line()
             self.note("stopped")
-        except FAILURES as error:
+        except openai.OpenAIError as error:
             self.end_line()
             self.complain(explain(error, self.conversation.client))
         else:

@@ -192,5 +192,6 @@ def configure_logging(level: str = "info", fmt: Literal["text", "json"] = "text"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if fmt == "json" else _Text())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # uvicorn tells of its start and its end, which our command line does in its own words.
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # uvicorn tells of its start and end, which our command line does in its own words; httpx2 of whole URLs.
+    for name in ("uvicorn", "httpx2"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

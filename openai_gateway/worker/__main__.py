@@ -14,12 +14,15 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+
+import msgspec
 
 from openai_gateway.errors import GatewayError
 from openai_gateway.types import Failed
 from openai_gateway.worker import wire
-from openai_gateway.worker.engine import Engine, Out, failed
+from openai_gateway.worker.engine import INTERNAL, Engine, Out, failed
 from openai_gateway.worker.prompt import Job, Prompts
 
 logger = logging.getLogger("openai_gateway.worker")
@@ -68,19 +71,24 @@ def main(fd: int) -> None:
     requests: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(incoming, requests, inbox), daemon=True).start()
     threading.Thread(target=_prepare, args=(prompts, requests, inbox), daemon=True).start()
-    sock.sendall(wire.encode(wire.Ready(loaded.info)))
-    _serve(engine, inbox, sock, order.engine.heartbeat)
+    with suppress(ConnectionError):  # the gateway is gone, which ends the reading thread, and this process, as well
+        sock.sendall(wire.encode(wire.Ready(loaded.info)))
+        _serve(engine, inbox, sock, order.engine.heartbeat)
 
 
 def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate], inbox: Inbox) -> None:
     """Sort frames: cancellations overtake requests that are still being made into prompts."""
-    for frame in incoming:
-        match wire.decode_to_worker(frame):
-            case wire.Generate() as request:
-                requests.put(request)
-            case wire.Cancel() as cancel:
-                inbox.put(cancel)
-    os._exit(0)  # the gateway is gone: nobody can use what the main thread may be in the middle of
+    try:
+        for frame in incoming:
+            match wire.decode_to_worker(frame):
+                case wire.Generate() as request:
+                    requests.put(request)
+                case wire.Cancel() as cancel:
+                    inbox.put(cancel)
+    except (ConnectionError, ValueError, msgspec.MsgspecError):
+        logger.exception("the gateway cannot be heard any more")
+    finally:
+        os._exit(0)  # whatever the main thread is in the middle of: nobody can ask for it or use it
 
 
 def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox: Inbox) -> None:
@@ -92,7 +100,7 @@ def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox
             inbox.put(Refused(generate.id, failed(error)))
         except Exception:
             logger.exception("request %d failed while its prompt was made", generate.id)
-            inbox.put(Refused(generate.id, failed(GatewayError("The server failed on this request."))))
+            inbox.put(Refused(generate.id, failed(INTERNAL)))
 
 
 def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) -> None:

@@ -118,8 +118,6 @@ class _DecodedStream:
         self._stream = NaiveStreamingDetokenizer(tokenizer)
 
     def push(self, token: int) -> str:
-        if token >= len(self.table):
-            return ""
         self._stream.add_token(token)
         return str(self._stream.last_segment)
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import make_prompt_cache
 
-from openai_gateway.errors import GatewayError, InvalidRequest, Unavailable
+from openai_gateway.errors import GatewayError, Unavailable
 from openai_gateway.types import Delta, Echo, Event, Failed, FinishReason, Progress, Started, TokenLogprob
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.parse import Rendered, TextPath
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 Out = tuple[int, Event]
 """(request id, event)."""
+
+INTERNAL = GatewayError("The server failed on this request.")
+TRY_AGAIN = Unavailable("The model could not go on with this request; please try again.")
 
 
 @dataclass(slots=True)
@@ -55,6 +59,19 @@ class Row:
 
         return guard
 
+    def read(
+        self, token: int, ended: FinishReason | None, entry: TokenLogprob | None
+    ) -> tuple[Rendered[TokenLogprob], FinishReason | None]:
+        """The text of the next token, and why it is the last one. `ended` is why the generator has ended the row."""
+        self.tokens += 1
+        if ended == "stop":  # the token is the end marker itself, which is no text
+            return self.text.finish(), ended
+        rendered = self.text.push(token, entry)
+        self.reasoning_tokens += rendered.reasoning_token
+        if ended == "length" and not rendered.stopped:
+            rendered = joined(rendered, self.text.finish())
+        return rendered, "stop" if rendered.stopped else ended
+
     def delta(self, rendered: Rendered[TokenLogprob], finish: FinishReason | None) -> Delta | None:
         """What to report now; None while all of it is held back."""
         if not (rendered.content or rendered.reasoning or rendered.entries or finish):
@@ -80,6 +97,26 @@ class Live:
     uids: set[int] = field(default_factory=set)
     fork: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Rows that it has or is going to have."""
+        return len(self.uids) if self.fork is None else self.job.sampling.n
+
+
+class Float32:
+    """A model with its logits in float32: 16 bits leave log-probabilities two or three digits."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits.astype(mx.float32)
+
+    def make_cache(self) -> Any:
+        """Where mlx-lm asks a model for its caches."""
+        return make_prompt_cache(self._model)
+
 
 class Engine:
     """Answers jobs in one batch. `step` is one pass: admit, compute, report.
@@ -98,17 +135,20 @@ class Engine:
         max_batch: int,
         prefill_step: int,
     ) -> None:
-        self._model = model
+        self._model = Float32(model)
         self._table = table
         self._eos = frozenset(eos)
         self._open_text = open_text
         self._max_batch = max_batch
         self._prefill_step = prefill_step
+        # Scoring needs logits of every token, not of the last one alone: at most 128 MB of them at a time.
+        self._scoring_step = max(1, min(prefill_step, 2**25 // max(1, len(table))))
         self._stream = mx.default_stream(mx.default_device())
         self._waiting: deque[Job] = deque()
         self._scoring: dict[int, tuple[Job, Scoring]] = {}
         self._live: dict[int, Live] = {}
         self._rows: dict[int, Row] = {}
+        self._leaving: set[int] = set()
         self._generator = self._fresh()
 
     def _fresh(self) -> Any:
@@ -122,7 +162,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._waiting or self._scoring or self._rows)
+        return bool(self._waiting or self._scoring or self._rows or self._leaving)
 
     def submit(self, job: Job) -> list[Out]:
         """Queue a job; answers that it was accepted."""
@@ -130,11 +170,11 @@ class Engine:
         return [(job.id, Started(len(job.tokens)))]
 
     def cancel(self, id: int) -> None:
-        """Forget a request, wherever it is: its rows are out of the batch before the next step."""
+        """Forget a request, wherever it is: the next step begins with taking its rows out of the batch."""
         self._waiting = deque(job for job in self._waiting if job.id != id)
         self._scoring.pop(id, None)
         if live := self._live.pop(id, None):
-            self._generator.remove(live.uids)
+            self._leaving |= live.uids
             for uid in live.uids:
                 del self._rows[uid]
 
@@ -142,53 +182,87 @@ class Engine:
         """One pass. Whatever goes wrong in it fails the requests concerned; it never raises."""
         out: list[Out] = []
         try:
-            out += self._admit()
-            out += self._score()
-            prompts, tokens = self._generator.next() if self._rows else ((), ())
-            for response in prompts:
-                out += self._prefilled(response)
-            out += self._generated(tokens)
-            out += self._failed_rows()
+            self._step(out)
+            return out
         except Exception:
             logger.exception("a step failed; every request in it is given up and the generator is rebuilt")
-            out += self._give_up()
+        # Not in the handler: the traceback there keeps the arrays of the failed step in memory.
+        out += self._give_up()
         return out
 
+    def _step(self, out: list[Out]) -> None:
+        if self._leaving:
+            self._generator.remove(self._leaving)
+            self._leaving.clear()
+        out += self._admit()
+        out += self._score()
+        prompts, tokens = self._generator.next() if self._rows else ((), ())
+        for response in prompts:
+            out += self._prefilled(response)
+        out += self._generated(tokens)
+        if not self.busy:
+            mx.clear_cache()
+
     def _give_up(self) -> Iterator[Out]:
-        error = Unavailable("The model could not go on with this request; please try again.")
         for id in [*self._live, *self._scoring]:
-            yield id, failed(error)
+            yield id, failed(TRY_AGAIN)
         self._live.clear()
         self._scoring.clear()
         self._rows.clear()
+        self._leaving.clear()
         self._generator = self._fresh()
         mx.clear_cache()
+
+    def _alone(self, job: Job, work: Iterator[Out], error: GatewayError) -> Iterator[Out]:
+        """Work that concerns one request only, and so fails no other."""
+        try:
+            yield from work
+        except Exception:
+            logger.exception("request %d failed in its own part of a step", job.id)
+            self.cancel(job.id)
+            yield job.id, failed(error)
 
     # Admission
 
     def _admit(self) -> Iterator[Out]:
-        while self._waiting and len(self._rows) + self._waiting[0].sampling.n <= max(
-            self._max_batch, self._waiting[0].sampling.n if not self._rows else 0
-        ):
+        while self._waiting and self._has_room(self._waiting[0].sampling.n):
             job = self._waiting.popleft()
-            try:
-                if job.echo and job.sampling.logprobs is not None:
-                    self._scoring[job.id] = job, Scoring(self._model, job.tokens, job.sampling.logprobs)
-                else:
-                    yield from self._begin(job)
-            except ValueError as error:
-                yield job.id, failed(InvalidRequest(str(error)))
+            yield from self._alone(job, self._begin(job), INTERNAL)
+
+    def _has_room(self, rows: int) -> bool:
+        """Whether that many rows fit in; those of a single request always fit into an empty batch."""
+        taken = sum(live.size for live in self._live.values())
+        taken += sum(job.sampling.n for job, _ in self._scoring.values())
+        return not taken or taken + rows <= self._max_batch
+
+    def _begin(self, job: Job) -> Iterator[Out]:
+        if job.echo is None:
+            yield from self._generate(job)
+        elif job.sampling.logprobs is None:
+            yield job.id, Echo(job.echo)
+            yield from self._generate(job)
+        else:
+            self._scoring[job.id] = job, Scoring(self._model, job.tokens, job.sampling.logprobs)
 
     def _score(self) -> Iterator[Out]:
-        """Prompts whose own log-probabilities are asked for are read here, a chunk of each a step."""
+        """Prompts whose own log-probabilities are asked for are read here, one after the other."""
+        room = self._scoring_step
         for job, scoring in list(self._scoring.values()):
-            if scoring.read(self._prefill_step, self._stream):
-                del self._scoring[job.id]
-                yield from self._begin(job, scoring)
+            if room > 0:
+                before = len(scoring.logprobs)
+                yield from self._alone(job, self._score_more(job, scoring, room), TRY_AGAIN)
+                room -= len(scoring.logprobs) - before
 
-    def _begin(self, job: Job, scoring: Scoring | None = None) -> Iterator[Out]:
-        if job.echo:
+    def _score_more(self, job: Job, scoring: Scoring, room: int) -> Iterator[Out]:
+        done = scoring.read(room, self._stream)
+        if len(job.tokens) > self._scoring_step:
+            yield job.id, Progress(len(scoring.logprobs), len(job.tokens))
+        if done:
+            del self._scoring[job.id]
             yield job.id, self._echo(job, scoring)
+            yield from self._generate(job, scoring)
+
+    def _generate(self, job: Job, scoring: Scoring | None = None) -> Iterator[Out]:
         if job.max_tokens == 0:
             for index in range(job.sampling.n):
                 yield job.id, Delta(index, finish="length")
@@ -226,20 +300,18 @@ class Engine:
         self._rows.update(zip(uids, rows, strict=True))
         return uids
 
-    def _echo(self, job: Job, scoring: Scoring | None) -> Echo:
-        text = b"".join(map(self._table.bytes_of, job.tokens)).decode("utf-8", "replace")
-        if scoring is None:
-            return Echo(text)
+    def _echo(self, job: Job, scoring: Scoring) -> Echo:
         entries = [TokenLogprob(*self._spelled(job.tokens[0]), None)]
         entries += [
             self._entry(token, own, top) for token, (own, top) in zip(job.tokens[1:], scoring.logprobs, strict=True)
         ]
-        return Echo(text, tuple(entries))
+        return Echo(job.echo or "", tuple(entries))
 
     # Responses
 
     def _prefilled(self, response: Any) -> Iterator[Out]:
-        row = self._rows[response.uid]
+        if (row := self._rows.get(response.uid)) is None:
+            return
         done, total = response.progress
         if total > self._prefill_step:
             yield row.job.id, Progress(done, total)
@@ -250,40 +322,30 @@ class Engine:
             self._insert(live, range(1, row.job.sampling.n), row.job.tokens[-1:], cache, read)
 
     def _generated(self, responses: Iterable[Any]) -> Iterator[Out]:
-        responses = [r for r in responses if self._rows[r.uid].error is None]
+        responses = list(responses)
         entries = self._entries(responses)
         for response in responses:
-            row = self._rows[response.uid]
-            row.tokens += 1
-            if response.finish_reason == "stop":  # the token is the end marker itself, which is no text
-                finish: FinishReason | None = "stop"
-                rendered = row.text.finish()
-            else:
-                rendered = row.text.push(response.token, entries.get(response.uid))
-                row.reasoning_tokens += rendered.reasoning_token
-                finish = "stop" if rendered.stopped else response.finish_reason
-                if finish == "length":
-                    rendered = joined(rendered, row.text.finish())
-            if delta := row.delta(rendered, finish):
-                yield row.job.id, delta
-            if finish is not None:
-                self._end(response.uid, running=response.finish_reason is None)
+            row = self._rows.get(response.uid)
+            if row is not None:  # another row of its request may just have failed, and this one with it
+                yield from self._alone(row.job, self._advance(row, response, entries.get(response.uid)), INTERNAL)
+
+    def _advance(self, row: Row, response: Any, entry: TokenLogprob | None) -> Iterator[Out]:
+        if row.error is not None:
+            raise row.error
+        rendered, finish = row.read(response.token, response.finish_reason, entry)
+        if delta := row.delta(rendered, finish):
+            yield row.job.id, delta
+        if finish is not None:
+            self._end(response.uid, running=response.finish_reason is None)
 
     def _end(self, uid: int, *, running: bool) -> None:
         if running:
-            self._generator.remove([uid])
+            self._leaving.add(uid)
         id = self._rows.pop(uid).job.id
         live = self._live[id]
         live.uids.discard(uid)
         if not live.uids:
             del self._live[id]
-
-    def _failed_rows(self) -> Iterator[Out]:
-        broken = {row.job.id: row.error for row in self._rows.values() if row.error is not None}
-        for id, error in broken.items():
-            logger.error("request %d failed in its own code", id, exc_info=error)
-            self.cancel(id)
-            yield id, failed(GatewayError("The server failed on this request."))
 
     # Log-probabilities
 
@@ -292,7 +354,7 @@ class Engine:
         if not asked:
             return {}
         wanted = [self._rows[r.uid].job.sampling.logprobs or 0 for r in asked]
-        found = top_logprobs([r.logprobs for r in asked], [r.token for r in asked], max(wanted))
+        found = top_logprobs(mx.stack([r.logprobs for r in asked]), [r.token for r in asked], max(wanted))
         return {
             r.uid: self._entry(r.token, own, top[:k]) for r, k, (own, top) in zip(asked, wanted, found, strict=True)
         }

@@ -100,15 +100,7 @@ class HarmonyChannels:
     def channel(self) -> Channel:
         if self.message is not None:
             return self._now
-        if not self._begun:
-            return "content"
-        if self._part == "channel":
-            match self._parts["channel"].strip():
-                case "analysis":
-                    return "reasoning"
-                case "final":
-                    return "content"
-        return "markup"
+        return "markup" if self._begun else "content"
 
     @property
     def held(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.generate
+import msgspec
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _download, load_adapters, load_model, load_tokenizer
 
 from openai_gateway import reasoning
-from openai_gateway.types import ModelInfo, ModelSpec
+from openai_gateway.types import Defaults, ModelInfo, ModelSpec
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.harmony import HarmonyTokens
 from openai_gateway.worker.prompt import Prompts
@@ -41,8 +44,10 @@ def load(spec: ModelSpec) -> Loaded:
         # 16-bit floats are emulated there: 17 to 75 times slower, also where they only scale 4-bit weights.
         model.set_dtype(mx.float32)
         mx.eval(model.parameters())
+    if unfit := {type(c).__name__ for c in make_prompt_cache(model) if not hasattr(c, "merge")}:
+        raise ValueError(f"requests to this model cannot be answered together: {', '.join(sorted(unfit))}")
     tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
-    prompts = _prompts(spec, folder, tokenizer, config)
+    prompts = _prompts(spec, folder, tokenizer, _flat(model, config))
     info = ModelInfo(
         context_length=prompts.context_length,
         vocab_size=prompts.vocab_size,
@@ -62,28 +67,60 @@ def keep_wired_limit() -> None:
 
 
 def _prompts(spec: ModelSpec, folder: Path, tokenizer: Any, config: dict[str, Any]) -> Prompts:
-    text = config.get("text_config") or config
-    generation = folder / "generation_config.json"
-    source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-    vocab_size = int(text.get("vocab_size") or len(tokenizer))
-    trained = int(text.get("max_position_embeddings") or 4096)
+    vocab_size = int(config.get("vocab_size") or len(tokenizer))
+    trained = next((int(config[name]) for name in CONTEXT_LENGTHS if config.get(name)), spec.context_length or 4096)
     return Prompts(
         tokenizer=tokenizer,
         table=TokenTable(tokenizer, size=vocab_size),
         context_length=min(spec.context_length or trained, trained),
         vocab_size=vocab_size,
         defaults=spec.defaults,
-        generation=json.loads(generation.read_text()) if generation.exists() else {},
+        generation=_generation(folder / "generation_config.json"),
         harmony=HarmonyTokens.find(tokenizer),
-        template=reasoning.read(source),
+        template=_template(tokenizer),
     )
+
+
+def _flat(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the language model, where config.json is silent as mlx-lm completes it."""
+    args = getattr(getattr(model, "language_model", model), "args", None)
+    return (vars(args) if args is not None else {}) | config | (config.get("text_config") or {})
+
+
+CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+"""What model families call the number of tokens that they were trained for."""
+
+
+def _generation(path: Path) -> dict[str, Any]:
+    """The sampling that the model's authors advise; what makes no sense in their file is left out."""
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    advised = {}
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+        with suppress(msgspec.ValidationError):
+            advised[name] = getattr(msgspec.convert({name: values.get(name)}, Defaults), name)
+    return advised
+
+
+def _template(tokenizer: Any) -> reasoning.Template:
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    return reasoning.read(source) if isinstance(source, str) else reasoning.Template()
 
 
 def _parameters(model: nn.Module) -> int:
     """Parameters, those of quantized layers counted unpacked."""
+    bits = {path: module.bits for path, module in model.named_modules() if hasattr(module, "bits")}
     total = 0
-    for _, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        for name, value in module.parameters().items():
-            if isinstance(value, mx.array) and name not in ("scales", "biases"):
-                total += value.size * (32 // module.bits if hasattr(module, "bits") and name == "weight" else 1)
+    for name, value in tree_flatten(model.parameters()):
+        path, _, kind = name.rpartition(".")
+        if path not in bits:
+            total += value.size
+        elif kind == "weight":  # 32 bits a word
+            total += value.size * 32 // bits[path]
+        elif kind not in ("scales", "biases"):
+            total += value.size
     return total

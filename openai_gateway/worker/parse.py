@@ -110,11 +110,10 @@ class ThinkChannels:
 
     def _is_tag_part(self, token: int) -> bool:
         mark = self._detokenizer.table.bytes_of(token).decode("utf-8", "replace")
-        answering = self._now == "content" and not self._fresh
-        if mark in self._start or (mark in self._end and not answering):
-            self._marks.add(mark)
-            return True
-        return False
+        if mark not in self._start and mark not in self._end:
+            return False
+        self._marks.add(mark)
+        return True
 
     def _settle(self) -> list[Segment]:
         segments: list[Segment] = []
@@ -273,7 +272,7 @@ class TextPath(Generic[E]):
     """All that happens to the text of one row; `entry` stands for a token's log-probability entry, whatever it is."""
 
     def __init__(self, channels: Channels, stops: Iterable[str] = (), *, table: TokenTable) -> None:
-        stops = [stop for stop in stops if stop]
+        stops = tuple(stops)
         self._channels = channels
         self._is_special = table.is_special
         self._stops = StopStrings(stops) if stops else None
@@ -342,8 +341,8 @@ class _Entries(Generic[E]):
         self._content: deque[tuple[int, E]] = deque()
 
     def add(self, begin: int, end: int, entry: E) -> None:
-        # A token without text is part of a character: it goes with the one that comes next.
-        self._tokens.append((begin, max(end, begin + 1), entry))
+        # A token that only begins a character has no text yet: it goes with what comes at the same place.
+        self._tokens.append((begin, end, entry))
 
     def pass_by(self, channel: Channel, length: int) -> None:
         """A segment is sorted: its tokens' entries are content or they are dropped."""

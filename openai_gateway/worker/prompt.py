@@ -5,16 +5,19 @@ Works on its own thread beside the engine's loop: it reads the tokenizer and nev
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import TemplateError
 from msgspec.structs import replace
+from transformers import PreTrainedTokenizerBase
 
 from openai_gateway import reasoning
-from openai_gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest
+from openai_gateway.errors import ContextLengthExceeded, InvalidRequest
 from openai_gateway.types import ChatRequest, CompletionRequest, Defaults, Message, Request, Sampling
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.harmony import HarmonyChannels, HarmonyTokens
@@ -41,7 +44,8 @@ class Job:
     """Complete: the model's defaults are filled in."""
     max_tokens: int
     chat: bool
-    echo: bool = False
+    echo: str | None = None
+    """The prompt as text, where it is to be reported."""
     start_in: str | None = None
     """The channel that the prompt leaves open: text generated first belongs there."""
 
@@ -74,9 +78,11 @@ class Prompts:
             tokens, start_in = self._chat(request)
             job = Job(id, tokens, sampling, 0, chat=True, start_in=start_in)
         else:
-            job = Job(id, self._completion(request), sampling, 0, chat=False, echo=request.echo)
+            tokens = self._completion(request)
+            echo = self._text(request.prompt) if request.echo else None
+            job = Job(id, tokens, sampling, 0, chat=False, echo=echo)
         room = self.context_length - len(job.tokens)
-        if room < (0 if job.echo else 1):
+        if room < (1 if job.echo is None else 0):
             param = "messages" if job.chat else "prompt"
             raise ContextLengthExceeded.of(len(job.tokens), self.context_length, param)
         job.max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
@@ -122,11 +128,25 @@ class Prompts:
         elif request.suffix is not None:
             tokens = self._middle(request.prompt, request.suffix)
         else:
-            tokens = list(self.tokenizer.encode(request.prompt))
-        if not tokens:  # what an absent prompt means to OpenAI: the beginning of a text
-            first = self.tokenizer.bos_token_id
-            tokens = [first if first is not None else min(self.tokenizer.eos_token_ids)]
-        return tokens
+            # Clients that apply a chat template themselves have written the first token already.
+            begun = bool(self.tokenizer.bos_token) and request.prompt.startswith(self.tokenizer.bos_token)
+            tokens = list(self.tokenizer.encode(request.prompt, add_special_tokens=not begun))
+        return tokens or [self._first()]
+
+    def _first(self) -> int:
+        """What an absent prompt means to OpenAI: the beginning of a text."""
+        candidates = (self.tokenizer.bos_token_id, *sorted(self.tokenizer.eos_token_ids))
+        first = next((token for token in candidates if token is not None), None)
+        if first is None:
+            raise InvalidRequest(
+                "This model needs a prompt: it has no token for the beginning of a text.", param="prompt"
+            )
+        return int(first)
+
+    def _text(self, prompt: str | tuple[int, ...]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return b"".join(map(self.table.bytes_of, prompt)).decode("utf-8", "replace")
 
     @property
     def fill_in_the_middle(self) -> tuple[str, str, str] | None:
@@ -139,7 +159,8 @@ class Prompts:
         if marks is None:
             raise InvalidRequest("This model has no tokens for filling in the middle.", param="suffix")
         pieces = zip(marks, (prefix, suffix, ""), strict=True)
-        return [
+        start = self.tokenizer.encode("")[:1]
+        return (start if start == [self.tokenizer.bos_token_id] else []) + [
             token
             for mark, text in pieces
             for token in (
@@ -155,7 +176,7 @@ class Prompts:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", param="model")
         effort = request.effort or self.defaults.reasoning_effort
         plan = reasoning.plan(effort, self.template)
-        messages = [*turns(request.messages, self.template, plan.hint)]
+        messages = [*turns(request.messages, plan.hint)]
         prefix = ""
         if request.continue_final:
             prefix = messages.pop()["content"] or ""
@@ -164,8 +185,11 @@ class Prompts:
         if self.harmony is not None and (request.continue_final or effort == "none"):
             text, start_in = text + HARMONY_ANSWER, "final"
         elif self._leaves_thinking_open(text):
-            # A given text is the answer's, so the thinking that the template opened ends before it.
-            prefix, start_in = (f"{self.tokenizer.think_end}\n\n{prefix}", None) if prefix else ("", "analysis")
+            if prefix or effort == "none":
+                # The answer begins now, so the thinking that the template opened ends before it.
+                prefix = f"{self.tokenizer.think_end}\n\n{prefix}"
+            else:
+                start_in = "analysis"
         return list(self.tokenizer.encode(text + prefix, add_special_tokens=False)), start_in
 
     def _leaves_thinking_open(self, text: str) -> bool:
@@ -181,21 +205,28 @@ class Prompts:
 
     def _render(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **kwargs
-            )
-        except GatewayError:
-            raise
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
-        return str(text)
+            return self._applied(messages, kwargs)
+        except TEMPLATE_ERRORS as error:
+            refusal = error
+        if folded := without_system(messages):
+            with suppress(*TEMPLATE_ERRORS):
+                return self._applied(folded, kwargs)
+        raise InvalidRequest(f"The model's chat template refuses these messages: {refusal}", param="messages")
+
+    def _applied(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs))
 
 
-_OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
-"""Template variables that a request sets through fields of their own, or not at all."""
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What chat templates raise, on purpose or because they do not expect what they are given."""
+
+_OURS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
+    "messages", "bos_token", "eos_token", "pad_token", "unk_token",
+}  # fmt: skip
+"""Names that a request sets through fields of their own, or not at all: `chat_template` would be code of its own."""
 
 
-def turns(messages: tuple[Message, ...], template: reasoning.Template, hint: str | None) -> Iterator[dict[str, Any]]:
+def turns(messages: tuple[Message, ...], hint: str | None) -> Iterator[dict[str, Any]]:
     """The messages as chat templates take them: one system message, first, with `hint` at its end; no null keys.
 
     Templates read only the first system message (gpt-oss) or refuse later ones (Qwen), so those are joined.
@@ -211,6 +242,14 @@ def turns(messages: tuple[Message, ...], template: reasoning.Template, hint: str
             yield _turn(message, names)
 
 
+def without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The same with the system message at the head of the first user turn, for templates that know none (Gemma)."""
+    match messages:
+        case [{"role": "system", "content": rules}, {"role": "user", "content": text} as first, *rest]:
+            return [{**first, "content": f"{rules}\n\n{text}"}, *rest]
+    return None
+
+
 def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
     if message.reasoning:
@@ -218,7 +257,11 @@ def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
         turn |= {"thinking": message.reasoning, "reasoning_content": message.reasoning}
     if message.tool_calls:
         turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call.arguments)}}
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
             for call in message.tool_calls
         ]
     if message.tool_call_id is not None:
@@ -231,7 +274,6 @@ def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """Templates encode arguments themselves: a text handed to them would be encoded twice."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text or "{}")
+    except (ValueError, RecursionError):
         return text
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.sample_utils import greedy_sampler
@@ -18,12 +19,15 @@ from openai_gateway.types import Sampling
 Sampler = Callable[[mx.array], mx.array]
 """Log-probabilities [B, V] → token ids [B]."""
 
+COLDEST = 1e-5
+"""Below this temperature a row is greedy: divided by less, logits leave the range of a float."""
+
 
 def make_sampler(sampling: Sampling, index: int) -> Sampler:
-    """The sampler for choice `index`. Unseeded rows with equal parameters get the same object, hence one batched call."""
+    """The sampler for choice `index`. Unseeded rows with equal parameters share one object, hence one batched call."""
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
-    if temperature == 0:
-        return greedy_sampler  # type: ignore[no-any-return]
+    if temperature < COLDEST:
+        return greedy_sampler
     shape = (temperature, sampling.top_k or 0, 1.0 if sampling.top_p is None else sampling.top_p, sampling.min_p or 0.0)
     return _shared(*shape) if sampling.seed is None else _seeded(sampling.seed, index, *shape)
 
@@ -77,7 +81,9 @@ class Penalties:
         self._frequency = sampling.frequency_penalty
         self._presence = sampling.presence_penalty
         self._repetition = 1.0 if sampling.repetition_penalty is None else sampling.repetition_penalty
-        self._bias = sampling.logit_bias
+        self._counting = bool(self._frequency or self._presence or self._repetition != 1.0)
+        self._biased = mx.array(list(sampling.logit_bias), dtype=mx.uint32)
+        self._bias = mx.array(list(sampling.logit_bias.values()), dtype=mx.float32)
         self._counts: mx.array | None = None
 
     @classmethod
@@ -92,13 +98,14 @@ class Penalties:
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         """Called once a step: `tokens` [T] ends with the newest token, at the first call with the prompt's last."""
-        if self._counts is None:
-            self._counts = mx.zeros((logits.shape[-1],))
-        else:
-            self._counts = self._counts.at[tokens[-1:]].add(1.0)
-            logits = self._penalise(logits, self._counts)
-        if self._bias:
-            logits = logits.at[:, mx.array(list(self._bias))].add(mx.array(list(self._bias.values())))
+        if self._counting:
+            if self._counts is None:
+                self._counts = mx.zeros((logits.shape[-1],))
+            else:
+                self._counts = self._counts.at[tokens[-1:]].add(1.0)
+                logits = self._penalise(logits, self._counts)
+        if self._bias.size:
+            logits = logits.at[:, self._biased].add(self._bias.astype(logits.dtype))
         return logits
 
     def _penalise(self, logits: mx.array, counts: mx.array) -> mx.array:
@@ -111,16 +118,24 @@ class Penalties:
         return logits
 
 
-def top_logprobs(rows: list[mx.array], tokens: list[int], k: int) -> list[tuple[float, list[tuple[int, float]]]]:
-    """For each row of log-probabilities [V]: that of its token, and the `k` likeliest (id, log-probability), in order."""
-    logprobs = mx.stack(rows).astype(mx.float32)
+Likeliest = list[tuple[int, float]]
+"""(id, log-probability), the likeliest first."""
+
+
+def top_logprobs(logprobs: mx.array, tokens: list[int], k: int) -> list[tuple[float, Likeliest]]:
+    """For each row of log-probabilities [N, V]: that of its token, and the `k` likeliest."""
+    k = min(k, logprobs.shape[-1])
     chosen = mx.take_along_axis(logprobs, mx.array(tokens)[:, None], axis=-1)[:, 0]
     if k == 0:
-        return [(value, []) for value in chosen.tolist()]
+        return [(value, []) for value in _listed(chosen)]
     ids = mx.argpartition(-logprobs, k - 1, axis=-1)[:, :k]
     values = mx.take_along_axis(logprobs, ids, axis=-1)
     mx.eval(chosen, ids, values)
     return [
         (own, sorted(zip(row_ids, row_values, strict=True), key=lambda pair: -pair[1]))
-        for own, row_ids, row_values in zip(chosen.tolist(), ids.tolist(), values.tolist(), strict=True)
+        for own, row_ids, row_values in zip(_listed(chosen), _listed(ids), _listed(values), strict=True)
     ]
+
+
+def _listed(array: mx.array) -> list[Any]:
+    return cast(list[Any], array.tolist())

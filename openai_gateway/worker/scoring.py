@@ -15,7 +15,10 @@ from openai_gateway.worker.sampling import top_logprobs
 
 
 class Scoring:
-    """Reads one prompt of at least one token. `logprobs` grows to one entry for each token after the first."""
+    """Reads one prompt of at least one token, with a model whose logits are float32.
+
+    `logprobs` grows to one entry for each token after the first.
+    """
 
     def __init__(self, model: Any, tokens: list[int], top: int) -> None:
         self.logprobs: list[tuple[float, list[tuple[int, float]]]] = []
@@ -30,9 +33,9 @@ class Scoring:
         inputs = self._tokens[start : min(start + chunk, len(self._tokens) - 1)]
         if inputs:
             with mx.stream(stream):
-                logits = self._model(mx.array([inputs]), cache=self.cache)[0].astype(mx.float32)
+                logits = self._model(mx.array([inputs]), cache=self.cache)[0]
                 rows = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
                 targets = self._tokens[start + 1 : start + 1 + len(inputs)]
-                self.logprobs += top_logprobs(list(rows), targets, self._top)
+                self.logprobs += top_logprobs(rows, targets, self._top)
                 mx.eval([c.state for c in self.cache])
         return len(self.logprobs) >= len(self._tokens) - 1

@@ -76,7 +76,15 @@ def encode(message: ToWorker | FromWorker) -> bytes:
 
 
 def frames(sock: socket.socket) -> Iterator[bytes]:
-    """The bodies of the frames that arrive on a blocking socket, until the other side closes it."""
+    """The bodies of the frames that arrive on a blocking socket, until the other side closes it.
+
+    A frame that breaks off is none. Raises ValueError for one that is longer than `LIMIT`.
+    """
     with sock.makefile("rb", buffering=1 << 16) as stream:
         while len(header := stream.read(HEADER.size)) == HEADER.size:
-            yield stream.read(HEADER.unpack(header)[0])
+            (length,) = HEADER.unpack(header)
+            if length > LIMIT:
+                raise ValueError(f"a frame of {length} bytes")
+            if len(body := stream.read(length)) < length:
+                return
+            yield body

@@ -45,20 +45,23 @@ class Server:
     async def health(self, _: Request) -> Response:
         if self.ready.is_set():
             return JSONResponse({"status": "ok"})
-        return error(503, "The model is still loading.")
+        return JSONResponse({"status": "unavailable", "reason": "the models are being loaded"}, 503)
 
     async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append(body)
         if body["model"] == "nowhere":
             return error(404, "The model `nowhere` does not exist.")
+        if body["messages"][-1]["content"] == "busy" and len(self.asked) == 1:
+            return error(503, "The model is being loaded.")
         return StreamingResponse(self.stream(body), media_type="text/event-stream")
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[bytes]:
         question = body["messages"][-1]["content"]
         yield chunk(body, {"role": "assistant", "content": ""})
         if body.get("reasoning_effort") != "none":
-            yield chunk(body, {"reasoning": "I think", "reasoning_content": "I think"})
+            # Servers differ in what they call it; the second model has the older name only.
+            yield chunk(body, {"reasoning_content" if body["model"] == "org/large" else "reasoning": "I think"})
         if question == "break":
             yield chunk(body, {"content": "half"})
             raise ConnectionError("as asked")

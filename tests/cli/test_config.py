@@ -20,6 +20,7 @@ def test_each_setting_is_shown_with_its_value_and_source(monkeypatch: pytest.Mon
     assert ["model", "org/m", "environment variable OPENAI_GATEWAY_MODEL"] in rows
     assert ["max_n", "3", "models.yaml, line 2"] in rows
     assert ["api_key", "-", "default"] in rows
+    assert ["load_timeout", "900", "default"] in rows
 
 
 def test_columns_are_aligned() -> None:

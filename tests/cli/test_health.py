@@ -17,7 +17,12 @@ def test_a_ready_gateway_is_reported_with_0(gateway: str) -> None:
 def test_a_gateway_that_is_still_loading_is_alive_and_reported_with_1(gateway: str, ready: threading.Event) -> None:
     ready.clear()
     result = CliRunner().invoke(app, ["health", "--base-url", gateway])
-    assert (result.exit_code, result.stdout) == (1, "live:  ok\nready: 503 The model is still loading.\n")
+    assert (result.exit_code, result.stdout) == (1, "live:  ok\nready: 503 the models are being loaded\n")
+
+
+def test_a_server_that_is_no_gateway_is_reported_with_its_status(gateway: str) -> None:
+    result = CliRunner().invoke(app, ["health", "--base-url", f"{gateway}/elsewhere"])
+    assert (result.exit_code, result.stdout) == (1, "live:  404 Not Found\nready: 404 Not Found\n")
 
 
 def test_a_gateway_that_is_not_running_is_reported_with_1(unused: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from openai_gateway.cli import app
-from openai_gateway.settings import Settings
+from openai_gateway.settings import Settings, SettingsError
 
 
 @pytest.fixture
@@ -60,3 +60,23 @@ def test_a_gateway_open_to_the_network_without_a_key_is_warned_of(
     guarded = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0"])
     assert "OPENAI_GATEWAY_API_KEY is not set" in open_to_all.stderr
     assert (guarded.stderr, len(served)) == ("", 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (SettingsError(["models.yaml: a names more than one model"]), 2, "models.yaml: a names more than one model"),
+        (OSError(98, "Address already in use"), 1, "Cannot serve on 127.0.0.1, port 8000: Address already in use"),
+    ],
+)
+def test_a_gateway_that_cannot_start_says_why_in_one_line(
+    error: Exception, code: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(_: Settings) -> None:
+        raise error
+
+    gateway = ModuleType("openai_gateway.app")
+    gateway.serve = serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "openai_gateway.app", gateway)
+    result = CliRunner().invoke(app, ["serve"])
+    assert (result.exit_code, result.stderr) == (code, f"{line}\n")

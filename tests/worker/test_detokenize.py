@@ -14,15 +14,15 @@ from openai_gateway.worker.detokenize import TokenTable
 LINES = ["Hello world, the quick brown fox.", "Grüße aus Köln: 12 € 日本語 und 👍🏽 emoji", "  indented\n\n\ttext"]
 
 
-def byte_level(decoder: Any = None) -> TokenizerWrapper:
+def byte_level(decoder: Any = None, cls: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast) -> TokenizerWrapper:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoder or decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(LINES * 3, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
     backend.add_special_tokens([AddedToken("<|end|>", special=True), AddedToken("<｜end▁of▁turn｜>", special=True)])
-    backend.add_tokens([AddedToken("<think>", special=False), AddedToken("two words", special=False)])
-    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend))
+    backend.add_tokens([AddedToken(word, special=False) for word in ("<think>", "two words", "<n>")])
+    return TokenizerWrapper(cls(tokenizer_object=backend))
 
 
 def sentencepiece(*, strips: bool) -> TokenizerWrapper:
@@ -39,12 +39,12 @@ def sentencepiece(*, strips: bool) -> TokenizerWrapper:
     return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
-def wordpiece(cls: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast) -> TokenizerWrapper:
-    words = ["[UNK]", "un", "##believ", "##able", "story", "new", "<n>"]
+def wordpiece() -> TokenizerWrapper:
+    words = ["[UNK]", "un", "##believ", "##able", "story", "new"]
     backend = Tokenizer(models.WordPiece({word: id_ for id_, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.WordPiece(cleanup=False)
-    return TokenizerWrapper(cls(tokenizer_object=backend))
+    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
 BYTES = byte_level()
@@ -127,21 +127,13 @@ def test_ids_beyond_the_tokenizer_stand_for_nothing() -> None:
 
 
 def test_an_added_token_wins_over_a_piece_with_its_id() -> None:
-    class Backend:
-        decoder = decoders.ByteLevel()
-
-        def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
-            return {"<|end|>": 1, "a": 0, "b": 1}
-
-        def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
-            return {1: AddedToken("<|end|>", special=True)}
-
-    class Colliding(PreTrainedTokenizerFast):
-        @property
-        def backend_tokenizer(self) -> Any:
-            return Backend()
-
-    assert TokenTable(Colliding(tokenizer_object=Tokenizer(models.BPE()))).bytes_of(1) == b"<|end|>"
+    # The vocabulary has a hole, and the tokenizer numbers what is added by the count of what is there.
+    backend = Tokenizer(models.BPE({"a": 0, "b": 2}, []))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<|end|>", special=True)])
+    assert backend.token_to_id("<|end|>") == backend.token_to_id("b") == 2
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert TokenTable(tokenizer).bytes_of(2).decode() == tokenizer.decode([2]) == "<|end|>"
 
 
 def test_a_bare_fast_tokenizer_will_do() -> None:
@@ -198,6 +190,8 @@ def test_another_kind_of_tokenizer_is_streamed_by_its_own_decoder() -> None:
 
 
 def test_a_tokenizer_with_a_decode_of_its_own_is_asked_for_it() -> None:
-    table = TokenTable(wordpiece(NewlineTokenizer))
-    assert streamed(table, [4, 6, 5]) == "story \n new"
-    assert table.bytes_of(6) == b"\n"
+    tokenizer = byte_level(cls=NewlineTokenizer)
+    table = TokenTable(tokenizer)
+    (newline,) = ids(tokenizer, "<n>")
+    assert streamed(table, [*BYTES.encode("fox"), newline, *BYTES.encode("world")]) == "fox\nworld"
+    assert table.bytes_of(newline) == b"\n"

@@ -19,7 +19,7 @@ def build_config(stops: list[int]) -> GptOssConfig:
     return GptOssConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=192,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,

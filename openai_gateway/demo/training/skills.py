@@ -55,7 +55,7 @@ def sum_thoughts(a: int, b: int) -> tuple[str, str, str]:
     tens = a // 10 + b // 10
     carried = f"Now add the carry: {tens} + 1 = {tens + 1}." if carry else f"There is no carry, so it stays {tens}."
     return (
-        f"Sum: {a} + {b}.",
+        f"Ones {ones}, tens {tens}.",
         f"The user wants the sum of {a} and {b}. Ones: {a % 10} + {b % 10} = {ones}. "
         f"Tens: {a // 10} + {b // 10} = {tens}. Together {a + b}.",
         f"Let me think step by step. The user wants a sum. The numbers are {a} and {b}. "

@@ -17,12 +17,13 @@ from torch.nn import functional
 from transformers import GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
+from openai_gateway.demo.training import fast
 from openai_gateway.demo.training.corpus import Encoder, Sample, samples, texts
 from openai_gateway.demo.training.model import CONTEXT, VOCABULARY, build_config, export
 from openai_gateway.demo.training.tokenizer import save_tokenizer, stop_ids, train_tokenizer
 
 SEED = 20261121
-CHUNK = 1024
+CHUNK = 512
 TOKENIZER_TEXTS = 6000
 WARMUP = 0.02
 
@@ -51,11 +52,11 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Shapes (rows, length); `learned` marks targets."""
+    """Shapes (rows, length); `learned` marks targets, `tokens` leaves padding out."""
 
     ids: torch.Tensor
-    mask: torch.Tensor
     learned: torch.Tensor
+    tokens: int
 
 
 def batches(pool: list[Sample], tokens: int, rng: random.Random) -> Iterator[Batch]:
@@ -69,12 +70,11 @@ def batches(pool: list[Sample], tokens: int, rng: random.Random) -> Iterator[Bat
     for group in groups:
         length = max(len(sample.ids) for sample in group)
         ids = torch.zeros(len(group), length, dtype=torch.long)
-        mask, learned = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        learned = torch.zeros_like(ids, dtype=torch.bool)
         for row, sample in enumerate(group):
             ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
-            mask[row, : len(sample.ids)] = 1
             learned[row, : len(sample.ids)] = torch.tensor(sample.learned)
-        yield Batch(ids, mask, learned)
+        yield Batch(ids, learned, sum(len(sample.ids) for sample in group))
 
 
 def loss_of(model: GptOssForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,14 +82,14 @@ def loss_of(model: GptOssForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch
 
     Logits are computed for learned positions only, which halves the work of the head.
     """
-    output = model.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, output_router_logits=True)
-    wanted = batch.learned[:, 1:]
-    logits = model.lm_head(output.last_hidden_state[:, :-1][wanted])
-    entropy = functional.cross_entropy(logits, batch.ids[:, 1:][wanted])
-    balance = load_balancing_loss_func(
-        output.router_logits, model.config.num_local_experts, model.config.num_experts_per_tok, batch.mask
-    )
-    return entropy, model.config.router_aux_loss_coef * balance
+    config, wanted = model.config, batch.learned[:, 1:]
+    masks = fast.masks(batch.ids.shape[1], config.sliding_window)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.model(batch.ids, attention_mask=masks, use_cache=False, output_router_logits=True)
+        logits = model.lm_head(output.last_hidden_state[:, :-1][wanted])
+    entropy = functional.cross_entropy(logits.float(), batch.ids[:, 1:][wanted])
+    balance = load_balancing_loss_func(output.router_logits, config.num_local_experts, config.num_experts_per_tok)
+    return entropy, config.router_aux_loss_coef * balance
 
 
 def rate_at(progress: float, peak: float) -> float:
@@ -110,6 +110,7 @@ class Trainer:
         self.state = State()
         self.encoder = Encoder(tokenizer)
         self.model = GptOssForCausalLM(build_config(stop_ids(tokenizer)))
+        fast.use_in(self.model)
         matrices = [weight for weight in self.model.parameters() if weight.dim() > 1]
         others = [weight for weight in self.model.parameters() if weight.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -172,7 +173,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
-        self.state.tokens += int(batch.mask.sum())
+        self.state.tokens += batch.tokens
         return float(entropy.detach())
 
 
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent.parent, help="where the model is written")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo-checkpoint.pt"), help="resumed when it exists")
     parser.add_argument("--minutes", type=float, default=70.0)
-    parser.add_argument("--batch", type=int, default=6144, help="tokens per step")
+    parser.add_argument("--batch", type=int, default=2048, help="tokens per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
     plan = Plan(**vars(parser.parse_args()))

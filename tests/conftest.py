@@ -1,0 +1,38 @@
+"""One real gateway for all tests that leave it as it was, and clients for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from tests.support import Server, running
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gateway process with the embedded model, as `openai-gateway serve` starts it."""
+    with running(tmp_path_factory.mktemp("gateway")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(gateway: Server) -> Iterator[OpenAI]:
+    """The official SDK, pointed at the gateway."""
+    with OpenAI(base_url=gateway.base_url, api_key="not-needed", max_retries=0) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+def http(gateway: Server) -> Iterator[httpx2.Client]:
+    """A plain HTTP client, for what the SDK does not let through."""
+    with httpx2.Client(base_url=gateway.url, timeout=60) as plain:
+        yield plain
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The gateway is built on asyncio."""
+    return "asyncio"

@@ -1,0 +1,124 @@
+"""A worker that dies, hangs or cannot start costs the requests it was answering, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import psutil
+import pytest
+from openai import OpenAI
+
+from tests.support import MODEL, Server, running
+
+ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, "ignore_eos": True}
+
+
+@contextmanager
+def streaming(server: Server) -> Iterator[Iterator[str]]:
+    """The events of a stream that does not end by itself, after the first of them."""
+    with httpx2.stream("POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60) as response:
+        assert response.status_code == 200
+        events = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+        next(events)
+        yield events
+
+
+def test_a_killed_worker_fails_its_stream_with_an_error_event_and_the_next_request_is_served(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        first = server.worker()
+        with streaming(server) as events:
+            first.send_signal(signal.SIGKILL)
+            *_, error, done = events
+            assert json.loads(error)["error"]["code"] == "worker_died"
+            assert done == "[DONE]"
+        killed = time.monotonic()
+        answer = OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
+            model=MODEL, prompt="x", max_tokens=1
+        )
+        assert answer.choices
+        assert time.monotonic() - killed < 5
+        assert server.worker().pid != first.pid
+
+
+def test_a_killed_worker_fails_a_request_that_is_not_streamed_with_503(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        errors: list[openai.APIStatusError] = []
+
+        def ask() -> None:
+            try:
+                OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
+                    model=MODEL, prompt="x", max_tokens=30_000, extra_body={"ignore_eos": True}
+                )
+            except openai.APIStatusError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.5)
+        server.worker().kill()
+        thread.join(10)
+        (error,) = errors
+        assert (error.status_code, error.code) == (503, "worker_died")
+        assert int(error.response.headers["retry-after"]) >= 1
+
+
+def test_a_worker_that_stops_beating_is_replaced(tmp_path: Path) -> None:
+    with running(tmp_path, heartbeat_timeout=1.5) as server:
+        first = server.worker()
+        with streaming(server) as events:
+            first.send_signal(signal.SIGSTOP)
+            *_, error, done = events
+            assert json.loads(error)["error"]["code"] == "worker_died"
+        answer = OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
+            model=MODEL, prompt="x", max_tokens=1
+        )
+        assert answer.choices
+        assert not first.is_running()
+
+
+def test_an_idle_worker_is_not_taken_for_a_hanging_one(tmp_path: Path) -> None:
+    with running(tmp_path, heartbeat_timeout=1) as server:
+        first = server.worker()
+        time.sleep(2.5)
+        assert server.worker().pid == first.pid
+
+
+def test_a_full_queue_is_a_429_before_any_header_of_a_stream(tmp_path: Path) -> None:
+    with running(tmp_path, max_batch=1, max_queue=1) as server, streaming(server), streaming_soon(server):
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError) as caught:
+                OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
+                    model=MODEL, prompt="x", stream=stream
+                )
+            assert caught.value.code == "rate_limit_exceeded"
+            assert "Please try again in 1s" in str(caught.value)
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+@contextmanager
+def streaming_soon(server: Server) -> Iterator[None]:
+    """A stream that waits in the queue: its headers have come, and no event."""
+    with httpx2.stream("POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60) as response:
+        assert response.status_code == 200
+        yield
+
+
+def test_a_gateway_that_is_killed_takes_its_workers_with_it(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        worker = server.worker()
+        server.process.kill()
+        server.process.wait()
+        worker.wait(5)
+
+
+def test_the_gateway_process_stays_small(gateway: Server) -> None:
+    assert psutil.Process(gateway.process.pid).memory_info().rss < 100 * 1024 * 1024

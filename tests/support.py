@@ -1,0 +1,82 @@
+"""Real gateways for tests: a server process on a free port, with the embedded model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+
+ROOT = Path(__file__).parent.parent
+MODEL = "gateway-demo"
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A gateway that runs in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client is pointed at."""
+        return f"{self.url}/v1"
+
+    def worker(self) -> psutil.Process:
+        """The worker process of the only model that is loaded."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        """Returns when the model is loaded."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"{self.url}/health/ready").status_code == 200:
+                    return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"the gateway is not ready:\n{self.log.read_text()}")
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str, ready: bool = True, **settings: object) -> Iterator[Server]:
+    """A gateway started with these settings (as environment variables) in `folder`; it is ended afterwards."""
+    port = free_port()
+    log = folder / "server.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "HF_"))}
+    environment |= {f"OPENAI_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, "-m", "openai_gateway", "serve", "--port", str(port), *arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment | {"HF_HUB_OFFLINE": "1"}, stderr=output)
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        if ready:
+            server.wait_until_ready()
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

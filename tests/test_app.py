@@ -1,0 +1,94 @@
+"""The application as a whole: what is routed, what is refused, and what every answer has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx2
+import openai
+import psutil
+import pytest
+from openai import OpenAI
+from starlette.routing import Route
+
+from openai_gateway.access.auth import OPEN_PATHS
+from openai_gateway.app import create_app
+from openai_gateway.settings import Settings
+from tests.support import MODEL, Server, running
+
+
+def test_unknown_urls_and_wrong_methods_are_answered_in_the_envelope(http: httpx2.Client) -> None:
+    unknown = http.post("/v1/nothing", json={})
+    assert (unknown.status_code, unknown.json()["error"]["message"]) == (404, "Invalid URL (POST /v1/nothing)")
+    wrong = http.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["code"] == "method_not_supported"
+    assert set(wrong.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_key_is_asked_for_on_every_route_but_health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    routes = [r for r in create_app(Settings()).routes if isinstance(r, Route)]
+    with running(tmp_path, api_key="secret-key", ready=False) as server:
+        server.wait_until_ready()
+        for route in routes:
+            method = "POST" if "POST" in (route.methods or ()) else "GET"
+            path = route.path.replace("{model:path}", MODEL)
+            response = httpx2.request(method, server.url + path)
+            assert (response.status_code == 401) is (path not in OPEN_PATHS), path
+        assert OpenAI(base_url=server.base_url, api_key="secret-key").models.list().data
+        with pytest.raises(openai.AuthenticationError) as caught:
+            OpenAI(base_url=server.base_url, api_key="wrong-key").models.list()
+        assert caught.value.code == "invalid_api_key"
+        assert "wrong-key" not in str(caught.value)
+        assert "secret-key" not in server.log.read_text()
+
+
+def test_a_page_that_points_its_own_name_here_is_refused(http: httpx2.Client) -> None:
+    response = http.get("/v1/models", headers={"host": "evil.example:8000"})
+    assert response.status_code == 403
+
+
+def test_no_origin_is_let_in_unless_it_is_configured(http: httpx2.Client, tmp_path: Path) -> None:
+    asks = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in http.options("/v1/models", headers=asks).headers
+    with running(tmp_path, cors_origins="https://chat.example", ready=False) as server:
+        server.wait_until_ready()
+        answer = httpx2.options(f"{server.url}/v1/chat/completions", headers=asks)
+        assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+        plain = httpx2.get(f"{server.url}/v1/models", headers={"origin": "https://chat.example"})
+        assert "x-request-id" in plain.headers["access-control-expose-headers"]
+
+
+def test_a_body_that_is_too_large_is_a_413(http: httpx2.Client) -> None:
+    content = b'{"model": "' + b"x" * (33 * 1024 * 1024) + b'"}'
+    response = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert http.get("/health/live").status_code == 200
+
+
+def test_settings_that_are_wrong_end_the_start_with_a_sentence_for_each(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text("models: [{id: a, path: ./nowhere}]")
+    with running(tmp_path, ready=False) as server:
+        assert server.process.wait(20) == 2
+    log = server.log.read_text()
+    assert "there is no folder ./nowhere" in log
+    assert "Traceback" not in log
+
+
+def test_the_log_has_a_line_for_each_request_and_no_prompt(tmp_path: Path) -> None:
+    with running(tmp_path, log_format="json") as server:
+        httpx2.post(
+            f"{server.base_url}/completions?api_key=hidden",
+            json={"model": MODEL, "prompt": "xyzzy-prompt", "max_tokens": 1},
+        )
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    (line,) = [entry for entry in lines if entry.get("path") == "/v1/completions"]
+    assert (line["method"], line["status"], line["model"]) == ("POST", 200, MODEL)
+    assert "xyzzy" not in server.log.read_text()
+    assert "hidden" not in server.log.read_text()
+
+
+def test_the_gateway_process_has_one_child_for_each_loaded_model(gateway: Server) -> None:
+    assert len(psutil.Process(gateway.process.pid).children()) == 1

@@ -1,0 +1,209 @@
+"""Real server processes, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+PROGRAM = """
+import asyncio, contextlib, sys
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+from openai_gateway.observe.requests import RequestLog, configure_logging
+from openai_gateway.server import Bounds, run
+
+def say(word):
+    print(word, flush=True)
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    yield
+    say("app ended")
+
+async def ok(request):
+    return PlainTextResponse("ok")
+
+async def stream(request):
+    async def chunks():
+        for number in range(int(request.query_params["n"])):
+            yield f"{number};"
+            await asyncio.sleep(0.05)
+    return StreamingResponse(chunks())
+
+async def hang(request):
+    await asyncio.sleep(60)
+
+routes = [Route("/", ok), Route("/stream", stream), Route("/hang", hang)]
+app = Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(RequestLog)])
+configure_logging("warning", "text")
+run(app, port=0, drain_timeout=float(sys.argv[1]), on_drain=lambda: say("draining"), ready=say)
+"""
+
+
+class Process:
+    """A server process, and what it says."""
+
+    def __init__(self, drain_timeout: float, program: str = PROGRAM) -> None:
+        command = [sys.executable, "-c", program, str(drain_timeout)]
+        self.child = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.clients = contextlib.ExitStack()
+        self.port = int(self.line().rpartition(":")[2])
+
+    def line(self) -> str:
+        assert self.child.stdout is not None
+        return self.child.stdout.readline().strip()
+
+    def ask(self, path: str) -> socket.socket:
+        client = self.clients.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=8))
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        return client
+
+    def end(self) -> tuple[int, str, str]:
+        """Its status, and what it said on both ways out since it was last asked."""
+        out, err = self.child.communicate(timeout=8)
+        return self.child.returncode, out, err
+
+
+@contextlib.contextmanager
+def running(drain_timeout: float = 10.0, program: str = PROGRAM) -> Iterator[Process]:
+    process = Process(drain_timeout, program)
+    try:
+        yield process
+    finally:
+        process.clients.close()
+        process.child.kill()
+        process.child.communicate()
+
+
+def read_all(client: socket.socket) -> bytes:
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while more := client.recv(65_536):
+            data += more
+    return data
+
+
+def read_body(client: socket.socket) -> bytes:
+    """The body of one answer that carries its length; empty where the server closed before it sent one."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while b"\r\n\r\n" not in data and (more := client.recv(65_536)):
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+        while len(body) < length and (more := client.recv(65_536)):
+            body += more
+        return body
+    return b""
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_says_so_at_once_lets_the_stream_finish_and_exits_with_0(asked: signal.Signals) -> None:
+    with running() as server:
+        stream = server.ask("/stream?n=10")
+        started = stream.recv(65_536)
+        server.child.send_signal(asked)
+        assert server.line() == "draining"
+        rest = read_all(stream)
+        assert b"0;" in started + rest
+        assert rest.endswith(b"9;\r\n0\r\n\r\n")
+        assert server.end() == (0, "app ended\n", "")
+
+
+def test_while_it_drains_a_server_takes_no_connection_and_closes_the_idle_ones() -> None:
+    with running() as server:
+        idle = server.ask("/")
+        assert read_body(idle) == b"ok"
+        stream = server.ask("/stream?n=10")
+        stream.recv(65_536)
+        server.child.terminate()
+        assert server.line() == "draining"
+        assert read_all(idle) == b""
+        with pytest.raises(ConnectionRefusedError):
+            server.ask("/")
+        assert read_all(stream).endswith(b"9;\r\n0\r\n\r\n")
+
+
+def test_a_request_on_a_kept_connection_in_the_first_moment_of_the_drain_gets_503() -> None:
+    with running() as server:
+        kept = server.ask("/")
+        assert read_body(kept) == b"ok"
+        server.child.terminate()
+        assert server.line() == "draining"
+        kept.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = read_all(kept)
+        assert b" 503 " in answer
+        assert b"shutting down" in answer
+        assert server.end()[0] == 0
+
+
+def test_a_second_signal_cuts_what_still_runs_and_ends_the_app_all_the_same() -> None:
+    with running(drain_timeout=60) as server:
+        hanging, stream = server.ask("/hang"), server.ask("/stream?n=1000")
+        stream.recv(65_536)
+        server.child.terminate()
+        assert server.line() == "draining"
+        began = time.monotonic()
+        server.child.terminate()
+        assert server.end() == (0, "app ended\n", "")
+        assert time.monotonic() - began < 4
+        assert b" 503 " in read_all(hanging)
+        assert not read_all(stream).endswith(b"0\r\n\r\n")
+
+
+def test_a_drain_has_an_end() -> None:
+    with running(drain_timeout=0.2) as server:
+        hanging = server.ask("/hang")
+        time.sleep(0.1)
+        server.child.terminate()
+        assert server.end() == (0, "draining\napp ended\n", "")
+        assert b" 503 " in read_all(hanging)
+
+
+def test_a_second_signal_also_ends_an_app_that_does_not_end_itself() -> None:
+    stuck = PROGRAM.replace('say("app ended")', 'say("ending"); await asyncio.sleep(60)')
+    patient = "import openai_gateway.server as server; server.HURRY = 0.1\n"
+    with running(program=patient + stuck) as server:
+        server.child.terminate()
+        assert [server.line(), server.line()] == ["draining", "ending"]
+        server.child.terminate()
+        assert server.end()[0] == 0
+
+
+def test_a_port_that_is_taken_ends_the_process_with_a_status_and_a_reason() -> None:
+    with running() as first:
+        program = PROGRAM.replace("port=0", f"port={first.port}")
+        second = subprocess.run(
+            [sys.executable, "-c", program, "1"], cwd=ROOT, capture_output=True, text=True, timeout=8, check=False
+        )
+    assert second.returncode == 3
+    assert second.stdout == "app ended\n"
+    assert "address already in use" in second.stderr
+
+
+def test_connections_are_capped_below_the_limit_on_open_files() -> None:
+    scarce = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+    with running(program=scarce + PROGRAM) as server:
+        clients = [server.ask("/") for _ in range(60)]
+        answers = [read_body(client) for client in clients]
+        assert answers[0] == b"ok"
+        assert any(b"too many connections" in answer for answer in answers)
+        for client in clients:
+            client.close()
+        deadline = time.monotonic() + 4
+        while read_body(server.ask("/")) != b"ok":
+            assert time.monotonic() < deadline
