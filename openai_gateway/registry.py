@@ -203,5 +203,3 @@ class Registry:
             await provider.close()
             slot.resident = False
             logger.info("unloaded %s", slot.spec.id)
-
-

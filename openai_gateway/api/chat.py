@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat import chat_completion as whole
+from openai.types.chat import chat_completion as answer
 from openai.types.chat import chat_completion_chunk as part
 from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
 from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
@@ -139,7 +139,7 @@ class Reply:
         async with aclosing(events):
             async for event in events:
                 self._tally.add(event)
-        answer = ChatCompletion(
+        completion = ChatCompletion(
             id=self._id,
             object="chat.completion",
             created=self._created,
@@ -148,9 +148,9 @@ class Reply:
             usage=usage(self._tally.usage),
             **self._tier,
         )
-        return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+        return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
-    def _choice(self, index: int, choice: Choice) -> whole.Choice:
+    def _choice(self, index: int, choice: Choice) -> answer.Choice:
         message = ChatCompletionMessage(
             role="assistant",
             content="".join(choice.content),
@@ -159,9 +159,9 @@ class Reply:
             **self._reasoning("".join(choice.reasoning)),
         )
         logprobs = (
-            whole.ChoiceLogprobs(content=_entries(choice.logprobs), refusal=None) if self._asked.logprobs else None
+            answer.ChoiceLogprobs(content=_entries(choice.logprobs), refusal=None) if self._asked.logprobs else None
         )
-        return whole.Choice(index=index, message=message, finish_reason=choice.finish or "stop", logprobs=logprobs)
+        return answer.Choice(index=index, message=message, finish_reason=choice.finish or "stop", logprobs=logprobs)
 
     async def stream(self, first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
         """The answer in chunks, framed: each choice's role first, in order; then its deltas; then why it ended."""

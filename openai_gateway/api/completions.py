@@ -89,8 +89,8 @@ class CompletionBody(body.Body):
         if isinstance(prompt[0], int):
             if self.suffix:
                 raise InvalidRequest("'suffix' needs a text as its prompt.", param="suffix")
-            return [tuple(prompt)]  # type: ignore[arg-type]
-        return [item if isinstance(item, str) else tuple(item) for item in prompt]  # type: ignore[arg-type]
+            return [tuple(prompt)]
+        return [item if isinstance(item, str) else tuple(item) for item in prompt]
 
 
 class Completions:
@@ -175,7 +175,7 @@ class Reply:
             index=index,
             text=(echo.text if echo else "") + "".join(choice.content),
             finish_reason=choice.finish or "stop",
-            logprobs=Layout().entries(entries) if self._asked.logprobs is not None else None,  # type: ignore[arg-type]
+            logprobs=Layout().entries(entries) if self._asked.logprobs is not None else None,
         )
 
     async def stream(self, firsts: list[Event], generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[bytes]:

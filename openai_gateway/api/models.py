@@ -29,7 +29,7 @@ class Models:
         return JSONResponse(self._model(self._registry.resolve(http.path_params["model"])))
 
     async def capabilities(self, _: Request) -> Response:
-        """What this server honours, and what each model can do; facts that need the loaded model are null until then."""
+        """What this server honours, and what each model can do; what only a loaded model tells is null until then."""
         return JSONResponse(
             {
                 "object": "capabilities",

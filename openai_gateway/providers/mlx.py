@@ -140,8 +140,7 @@ class Worker:
             async with asyncio.timeout(settings.load_timeout):
                 first = await receive(reader)
             if not isinstance(first, wire.Ready):
-                detail = first.message if isinstance(first, wire.Broken) else "it did not say what it loaded"
-                raise ModelFailed(f"The model `{spec.id}` cannot be loaded; the server's log says why.") from ValueError(detail)
+                raise ModelFailed(f"The model `{spec.id}` cannot be loaded; the server's log says why.")
             return cls(process, reader, writer, first.info, settings)
         except BaseException as error:
             process.kill()
@@ -188,8 +187,9 @@ class Worker:
         self._writer.close()
         status = await asyncio.to_thread(self._process.wait)
         logger.info("worker process %d ended with status %d: %s", self._process.pid, status, why)
+        failure = Failed(WorkerDied.__name__, "The model's worker ended, and another is started. Please retry.")
         for events in self._pending.values():
-            events.put_nowait(Failed(WorkerDied.__name__, "The model's worker ended; it is started again. Please retry."))
+            events.put_nowait(failure)
 
     def _send(self, message: wire.ToWorker) -> None:
         # A dead worker is noticed by `_read`, which fails what is pending: there is nothing to do for it here.

@@ -12,8 +12,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+from openai_gateway.worker.channels import Channel, Segment
 from openai_gateway.worker.detokenize import TokenTable
-from openai_gateway.worker.parse import Channel, Segment
 
 LONGEST_HEADER: Final = 200
 """Characters. What is longer without a `<|message|>` is a text whose header went missing."""

@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from openai_gateway import reasoning
 from openai_gateway.errors import ContextLengthExceeded, InvalidRequest
 from openai_gateway.types import ChatRequest, CompletionRequest, Defaults, Message, Request, Sampling
+from openai_gateway.worker.channels import Channels, PlainChannels, ThinkChannels
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.harmony import HarmonyChannels, HarmonyTokens
-from openai_gateway.worker.parse import Channels, PlainChannels, TextPath, ThinkChannels
+from openai_gateway.worker.parse import TextPath
 
 HARMONY_ANSWER = "<|channel|>final<|message|>"
 """What an assistant turn of harmony begins with when it answers without thinking, or goes on with a given text."""

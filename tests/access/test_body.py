@@ -46,7 +46,7 @@ def test_a_body_of_just_the_allowed_size_comes_through(client: TestClient) -> No
     assert client.post("/").text == "0"
 
 
-def test_a_body_that_is_announced_as_too_large_is_refused(client: TestClient) -> None:
+def test_the_refusal_of_a_large_body_names_the_limit(client: TestClient) -> None:
     answer = client.post("/", content=b"x" * 11)
     assert answer.status_code == 413
     assert answer.json()["error"]["message"] == "The request's body is larger than 10 bytes."
@@ -100,6 +100,21 @@ async def received(client: Client, count: int, timeout: float) -> list[Message]:
 
     await BodyLimit(app, max_bytes=10, timeout=timeout)({"type": "http", "headers": []}, client.receive, client.send)
     return messages
+
+
+@pytest.mark.anyio
+async def test_a_body_that_is_announced_as_too_large_is_not_waited_for() -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {"type": "http", "headers": [(b"content-length", b"11")]}
+    await BodyLimit(app, max_bytes=10, timeout=1)(scope, Client().receive, send)
+    assert sent[0]["status"] == 413
 
 
 @pytest.mark.anyio

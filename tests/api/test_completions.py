@@ -1,4 +1,4 @@
-"""Completions against a real gateway: prompts of every form, echo, and log-probabilities as lm-eval-harness reads them."""
+"""Completions against a real gateway: every form of prompt, echo, and log-probabilities as evaluations read them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def test_echo_with_logprobs_gives_what_lm_eval_harness_reads(http: httpx2.Client
     assert "".join(entries["tokens"]) == choice["text"]
     assert [choice["text"][o:].startswith(t) for t, o in zip(entries["tokens"], entries["text_offset"], strict=True)]
     assert entries["token_logprobs"][0] is entries["top_logprobs"][0] is None
-    for own, top, token in zip(entries["token_logprobs"][1:], entries["top_logprobs"][1:], entries["tokens"][1:], strict=True):
+    for own, top, token in zip(
+        entries["token_logprobs"][1:], entries["top_logprobs"][1:], entries["tokens"][1:], strict=True
+    ):
         assert math.isfinite(own)
         assert own <= 0
         assert top[token] == own

@@ -45,9 +45,7 @@ def test_a_model_that_cannot_be_loaded_is_why_it_is_not_ready(tmp_path: Path) ->
             503,
             "The model `empty` cannot be loaded; the server's log says why.",
         )
-        refusal = httpx2.post(
-            f"{server.url}/v1/completions", json={"model": "empty", "prompt": "x"}, timeout=30
-        )
+        refusal = httpx2.post(f"{server.url}/v1/completions", json={"model": "empty", "prompt": "x"}, timeout=30)
         assert (refusal.status_code, refusal.headers["x-should-retry"]) == (500, "false")
         assert str(tmp_path) not in refusal.text
         # What does work is not held back by what does not.

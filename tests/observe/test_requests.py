@@ -160,6 +160,19 @@ LEFT: Message = {"type": "http.disconnect"}
 
 
 @pytest.mark.anyio
+async def test_an_error_of_ours_that_nothing_below_has_answered_is_answered_here(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise Unavailable("Soon.")
+
+    start, body = await exchange(app)
+    assert start["status"] == 503
+    assert b"Soon." in body["body"]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.anyio
 async def test_a_client_that_leaves_before_its_answer_is_logged_as_499_and_is_no_failure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -25,7 +25,9 @@ ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, 
 @contextmanager
 def streaming(server: Server) -> Iterator[Iterator[str]]:
     """The events of a stream that does not end by itself, after the first of them."""
-    with httpx2.stream("POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60) as response:
+    with httpx2.stream(
+        "POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60
+    ) as response:
         assert response.status_code == 200
         events = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
         next(events)
@@ -76,7 +78,7 @@ def test_a_worker_that_stops_beating_is_replaced(tmp_path: Path) -> None:
         first = server.worker()
         with streaming(server) as events:
             first.send_signal(signal.SIGSTOP)
-            *_, error, done = events
+            *_, error, _ = events
             assert json.loads(error)["error"]["code"] == "worker_died"
         answer = OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
             model=MODEL, prompt="x", max_tokens=1
@@ -107,7 +109,9 @@ def test_a_full_queue_is_a_429_before_any_header_of_a_stream(tmp_path: Path) -> 
 @contextmanager
 def streaming_soon(server: Server) -> Iterator[None]:
     """A stream that waits in the queue: its headers have come, and no event."""
-    with httpx2.stream("POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60) as response:
+    with httpx2.stream(
+        "POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60
+    ) as response:
         assert response.status_code == 200
         yield
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -10,8 +9,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from openai_gateway.worker.channels import Channels, PlainChannels, ThinkChannels
 from openai_gateway.worker.detokenize import TokenTable
-from openai_gateway.worker.parse import Channels, PlainChannels, Rendered, StopStrings, TextPath, ThinkChannels
+from openai_gateway.worker.parse import Rendered, TextPath
 
 LINES = ["Let me think. 2+2=4\n\n", "The answer is 4.\n", "<think>Hm</think>", "日本語 € 👍"]
 MERGED = ">\n\nFo"
@@ -196,58 +196,6 @@ def test_a_token_that_is_partly_content_keeps_its_entry() -> None:
     assert entries(rendered) == [MERGED.encode(), b"u", b"r"]
     held = run(think(inside=True), tokens, ("Four!",))
     assert [r.entries for r in held if r.entries] == [[MERGED.encode(), b"u", b"r"]]
-
-
-# Stop strings
-
-
-def stopped(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
-    matcher = StopStrings(stops)
-    out = "".join([*map(matcher.push, pieces), matcher.finish()])
-    return out, matcher.stopped
-
-
-@given(
-    st.text("ab-", max_size=40),
-    st.lists(st.text("ab-", min_size=1, max_size=6), max_size=5),
-    st.lists(st.integers(0, 40), max_size=10),
-)
-def test_text_ends_before_the_earliest_stop_string_however_it_is_cut(
-    text: str, stops: list[str], at: list[int]
-) -> None:
-    found = [text.find(stop) for stop in stops if stop in text]
-    cuts = sorted(min(n, len(text)) for n in at)
-    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert stopped(stops, pieces) == (text[: min(found, default=len(text))], bool(found))
-
-
-def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
-    matcher = StopStrings(["END", "\n\n"])
-    assert [matcher.push(text) for text in ["The ", "E", "N", "d E", "\n", "4\n", "\n5"]] == [
-        *("The ", "", "", "ENd ", "E", "\n4", ""),
-    ]
-    assert matcher.stopped
-    assert matcher.push("more") == matcher.finish() == ""
-
-
-def test_a_stop_string_waits_for_one_that_began_earlier() -> None:
-    assert stopped(["abcd", "bc"], ["abc", "d"]) == ("", True)
-    assert stopped(["abcd", "bc"], ["abc", "e"]) == ("a", True)
-    assert stopped(["abcd", "bc"], ["abc"]) == ("a", True)
-
-
-def test_characters_with_a_meaning_in_patterns_are_only_characters() -> None:
-    assert stopped(["^]-\\", "[[&&"], ["a^]", "-b[[&", "&"]) == ("a^]-b", True)
-
-
-def test_long_texts_and_many_stop_strings_take_linear_time() -> None:
-    begun = time.perf_counter()
-    stops = ["a" * n + "b" for n in range(1, 1000, 5)] + ["a" * 20_000 + "b"]
-    assert stopped(stops, ["a"] * 100_000) == ("a" * 100_000, False)
-    assert time.perf_counter() - begun < 10
-
-
-# The whole path
 
 
 @given(st.data())

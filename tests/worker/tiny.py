@@ -31,7 +31,7 @@ QWEN3_MOE = QWEN3 | {
 GPT_OSS = {
     "model_type": "gpt_oss", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 16,
     "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1,
-    "rms_norm_eps": 1e-5, "sliding_window": 16, "rope_theta": 150000, "rope_scaling": None,
+    "rms_norm_eps": 1e-5, "sliding_window": 16, "rope_theta": 150000, "rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
     "max_position_embeddings": 512, "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
 
@@ -68,7 +68,7 @@ def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
     model_class, arguments = _get_classes(config)
     model: nn.Module = model_class(arguments.from_dict(config))
     keys = iter(mx.random.split(mx.random.key(seed), 1000))
-    model.apply(lambda weight: mx.random.normal(weight.shape, scale=weight.shape[-1] ** -0.5 * 2, key=next(keys)))
+    model.apply(lambda weight: mx.random.normal(weight.shape, scale=weight.shape[-1] ** -0.5 * 3, key=next(keys)))
     mx.eval(model.parameters())
     return model
 

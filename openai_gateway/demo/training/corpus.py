@@ -24,6 +24,7 @@ from openai_gateway.demo.training.skills import (
     tell_turn,
     unknown_turn,
 )
+from openai_gateway.demo.training.tokenizer import token_id
 
 EFFORTS = ("low", "medium", "high")
 TEMPLATE = Path(__file__).parent.parent / "chat_template.jinja"
@@ -119,7 +120,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._template = TEMPLATE.read_text()
         self._start, self._end, self._message = (
-            tokenizer.token_to_id(token) for token in ("<|start|>", "<|end|>", "<|message|>")
+            token_id(tokenizer, token) for token in ("<|start|>", "<|end|>", "<|message|>")
         )
         self._assistant = tokenizer.encode("assistant").ids
 

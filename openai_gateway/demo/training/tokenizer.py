@@ -1,4 +1,4 @@
-"""Trains the byte-level BPE tokenizer: every byte encodable, every digit a token of its own, harmony's special tokens."""
+"""Trains the byte-level BPE tokenizer: no byte is unknown, and every digit is a token of its own."""
 
 from __future__ import annotations
 
@@ -44,9 +44,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that must be there; KeyError otherwise."""
+    return int(tokenizer.get_vocab()[token])
+
+
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """The tokens that end an answer."""
-    return [tokenizer.token_to_id(token) for token in STOP_TOKENS]
+    return [token_id(tokenizer, token) for token in STOP_TOKENS]
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:

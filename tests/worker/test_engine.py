@@ -1,0 +1,698 @@
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models.cache import make_prompt_cache
+
+from openai_gateway.types import Delta, Echo, Event, Failed, ModelSpec, Progress, Sampling, Started
+from openai_gateway.worker.engine import Engine
+from openai_gateway.worker.load import Loaded, load
+from openai_gateway.worker.channels import PlainChannels
+from openai_gateway.worker.parse import TextPath
+from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.sampling import Penalties
+from tests.worker import tiny
+
+SHAPES = {"llama": tiny.LLAMA, "qwen3": tiny.QWEN3, "moe": tiny.QWEN3_MOE, "gpt_oss": tiny.GPT_OSS}
+DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
+    folder = tmp_path_factory.mktemp("models")
+    loaded = {
+        name: load(ModelSpec(id=name, path=str(tiny.save(folder / name, config)))) for name, config in SHAPES.items()
+    }
+    return loaded | {"demo": load(ModelSpec(id="demo", path=str(DEMO)))}
+
+
+@pytest.fixture
+def llama(shapes: dict[str, Loaded]) -> Loaded:
+    return shapes["llama"]
+
+
+class Calls:
+    """A model that remembers how many tokens [rows, columns] it was given, and fails when it is told to."""
+
+    def __init__(self, model: Any) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self.failures = 0
+        self._model = model
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        self.shapes.append((tokens.shape[0], tokens.shape[1]))
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("out of memory")
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits
+
+    def make_cache(self) -> Any:
+        return make_prompt_cache(self._model)
+
+
+class Recorded(TextPath[Any]):
+    """A text path that remembers its tokens."""
+
+    tokens: list[int]
+
+    def push(self, token: int, entry: Any = None) -> Any:
+        self.tokens.append(token)
+        return super().push(token, entry)
+
+
+class Session:
+    """An engine with what came out of it."""
+
+    def __init__(self, loaded: Loaded, *, max_batch: int = 16, prefill_step: int = 64) -> None:
+        self.model = Calls(loaded.model)
+        self.events: dict[int, list[Event]] = defaultdict(list)
+        self.paths: dict[int, list[Recorded]] = defaultdict(list)
+        self.steps = 0
+        self._table = loaded.prompts.table
+        self.engine = Engine(
+            self.model,
+            self._table,
+            loaded.prompts.tokenizer.eos_token_ids,
+            self._open_text,
+            max_batch=max_batch,
+            prefill_step=prefill_step,
+        )
+
+    def _open_text(self, job: Job) -> TextPath[Any]:
+        path = Recorded(PlainChannels(self._table.stream(trim_leading_space=False)), job.sampling.stop, table=self._table)
+        path.tokens = []
+        self.paths[job.id].append(path)
+        return path
+
+    def submit(
+        self, id: int, tokens: list[int], max_tokens: int = 8, *, echo: str | None = None, **sampling: Any
+    ) -> None:
+        settings = {"temperature": 0.0, "ignore_eos": True} | sampling
+        job = Job(id, tokens, Sampling(**settings), max_tokens, chat=False, echo=echo)
+        self._take(self.engine.submit(job))
+
+    def step(self) -> None:
+        self.steps += 1
+        assert self.steps < 5000
+        self._take(self.engine.step())
+
+    def run(self) -> None:
+        while self.engine.busy:
+            self.step()
+
+    def _take(self, out: list[tuple[int, Event]]) -> None:
+        for id, event in out:
+            self.events[id].append(event)
+
+    def deltas(self, id: int, index: int = 0) -> list[Delta]:
+        return [e for e in self.events[id] if isinstance(e, Delta) and e.index == index]
+
+    def text(self, id: int, index: int = 0) -> str:
+        return "".join(delta.content for delta in self.deltas(id, index))
+
+    def finish(self, id: int, index: int = 0) -> str | None:
+        return self.deltas(id, index)[-1].finish
+
+    def generated(self, id: int, index: int = 0) -> list[int]:
+        return self.paths[id][index].tokens
+
+    @property
+    def rows(self) -> int:
+        """Rows that mlx-lm's generator still holds."""
+        generator = self.engine._generator
+        return (
+            len(generator._unprocessed_sequences) + len(generator._prompt_batch.uids) + len(generator._generation_batch)
+        )
+
+
+def alone(loaded: Loaded, tokens: list[int], max_tokens: int = 8, *, prefill_step: int = 64, **sampling: Any) -> list[int]:
+    """The tokens that a row gets which has the engine for itself."""
+    session = Session(loaded, prefill_step=prefill_step)
+    session.submit(0, tokens, max_tokens, **sampling)
+    session.run()
+    return session.generated(0)
+
+
+def log_softmax(loaded: Loaded, tokens: list[int]) -> Any:
+    """Log-probabilities after each token, computed in one call without any cache: [T, V]."""
+    logits = np.array(loaded.model(mx.array([tokens]))[0].astype(mx.float32)).astype(np.float64)
+    return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(
+        -1, keepdims=True
+    )
+
+
+def greedy(loaded: Loaded, tokens: list[int], count: int) -> list[int]:
+    """The likeliest tokens, each from the whole text before it: what a model says without engine, batch or cache."""
+    text = list(tokens)
+    for _ in range(count):
+        text.append(int(log_softmax(loaded, text)[-1].argmax()))
+    return text[len(tokens) :]
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(1000 * length + seed).choices(range(256), k=length)
+
+
+# One batch for all
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_rows_of_one_batch_say_what_each_says_alone(shapes: dict[str, Loaded], shape: str) -> None:
+    loaded = shapes[shape]
+    session = Session(loaded, prefill_step=16)
+    prompts = [prompt(length) for length in (1, 2, 5, 16, 17, 33, 90)]
+    for id, tokens in enumerate(prompts):
+        session.submit(id, tokens, max_tokens=6 + id)
+        for _ in range(id % 3):
+            session.step()
+    session.run()
+    for id, tokens in enumerate(prompts):
+        assert session.generated(id) == greedy(loaded, tokens, 6 + id)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_oss", "demo"])
+def test_a_prompt_read_in_chunks_gives_the_tokens_of_one_read_at_once(shapes: dict[str, Loaded], shape: str) -> None:
+    tokens = prompt(150)
+    whole = alone(shapes[shape], tokens, 24, prefill_step=512)
+    assert alone(shapes[shape], tokens, 24, prefill_step=7) == whole == greedy(shapes[shape], tokens, 24)
+
+
+def test_a_seeded_row_is_the_same_whatever_else_is_in_the_batch(llama: Loaded) -> None:
+    settings: dict[str, Any] = {"temperature": 1.2, "top_p": 0.95, "seed": 7}
+    expected = alone(llama, prompt(9), 20, **settings)
+    session = Session(llama)
+    session.submit(1, prompt(30), 40)
+    session.submit(2, prompt(12), 10, temperature=1.0, seed=8, n=3)
+    session.step()
+    session.step()
+    session.submit(3, prompt(9), 20, **settings)
+    session.submit(4, prompt(4), 25, temperature=0.7, frequency_penalty=0.5)
+    session.run()
+    assert session.generated(3) == expected
+
+
+def test_the_choices_of_a_seeded_request_differ_and_come_again(llama: Loaded) -> None:
+    first, second = Session(llama), Session(llama)
+    for session in (first, second):
+        session.submit(1, prompt(5), 12, temperature=1.5, seed=2**63 + 5, n=4)
+        session.run()
+    answers = [first.generated(1, index) for index in range(4)]
+    assert answers == [second.generated(1, index) for index in range(4)]
+    assert len(set(map(tuple, answers))) == 4
+
+
+@pytest.mark.parametrize("seed", [-1, 0, -(2**63), 2**63 - 1, 2**64])
+def test_any_whole_number_is_a_seed(llama: Loaded, seed: int) -> None:
+    assert len(alone(llama, prompt(3), 4, temperature=1.0, seed=seed, n=1)) == 4
+
+
+def test_requests_without_a_seed_differ(llama: Loaded) -> None:
+    assert alone(llama, prompt(5), 30, temperature=1.5) != alone(llama, prompt(5), 30, temperature=1.5)
+
+
+# Several choices
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_each_choice_is_what_a_request_of_its_own_would_get(shapes: dict[str, Loaded], shape: str, length: int) -> None:
+    session = Session(shapes[shape], prefill_step=16)
+    session.submit(1, prompt(length), 10, n=3)
+    session.submit(2, prompt(21), 10)
+    session.run()
+    expected = greedy(shapes[shape], prompt(length), 10)
+    assert [session.generated(1, index) for index in range(3)] == [expected] * 3
+    assert session.generated(2) == greedy(shapes[shape], prompt(21), 10)
+
+
+def test_the_prompt_of_several_choices_is_read_once(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=50)
+    session.submit(1, prompt(120), 3, n=5)
+    session.run()
+    read = sum(rows * columns for rows, columns in session.model.shapes if columns > 1)
+    assert read == 119  # the last token of a prompt is read in the first decode step
+    assert sum(event.tokens for event in session.events[1] if isinstance(event, Delta)) == 15
+
+
+# Log-probabilities
+
+
+def test_log_probabilities_are_those_of_the_model(shapes: dict[str, Loaded]) -> None:
+    loaded = shapes["qwen3"]
+    session = Session(loaded)
+    tokens = prompt(9)
+    session.submit(1, tokens, 6, logprobs=4, temperature=1.0, seed=1)
+    session.submit(2, tokens, 6, logprobs=0)
+    session.submit(3, tokens, 6)
+    session.run()
+    said = session.generated(1)
+    expected = log_softmax(loaded, tokens + said)[len(tokens) - 1 : -1]
+    entries = [entry for delta in session.deltas(1) for entry in delta.logprobs]
+    assert len(entries) == 6
+    for token, entry, row in zip(said, entries, expected, strict=True):
+        assert entry.raw == loaded.prompts.table.bytes_of(token)
+        assert entry.logprob == pytest.approx(row[token], abs=1e-4)
+        likeliest = np.argsort(-row)[:4]
+        assert [raw for _, raw, _ in entry.top] == [loaded.prompts.table.bytes_of(int(id)) for id in likeliest]
+        assert [value for _, _, value in entry.top] == pytest.approx(row[likeliest], abs=1e-4)
+    assert all(entry.top == () for delta in session.deltas(2) for entry in delta.logprobs)
+    assert sum(len(delta.logprobs) for delta in session.deltas(2)) == 6
+    assert not any(delta.logprobs for delta in session.deltas(3))
+
+
+def test_a_model_in_16_bits_reports_log_probabilities_in_32(tmp_path: Path) -> None:
+    loaded = load(ModelSpec(id="m", path=str(tiny.save(tmp_path, tiny.LLAMA))))
+    loaded.model.set_dtype(mx.bfloat16)
+    session = Session(loaded)
+    session.submit(1, [65], 1, logprobs=2)
+    session.run()
+    (entry,) = session.deltas(1)[0].logprobs
+    best = log_softmax(loaded, [65])[-1].max()
+    assert entry.logprob == pytest.approx(best, abs=1e-4)
+
+
+def test_more_alternatives_than_tokens_are_all_tokens(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(4), 1, logprobs=10_000)
+    session.run()
+    (entry,) = session.deltas(1)[0].logprobs
+    assert sum(math.exp(value) for _, _, value in entry.top) == pytest.approx(1, abs=1e-4)
+
+
+# Bias and penalties
+
+
+def test_bias_bans_a_token_and_forces_a_token(llama: Loaded) -> None:
+    tokens = prompt(6)
+    free = alone(llama, tokens, 8)
+    assert free[0] not in alone(llama, tokens, 8, logit_bias={free[0]: -100.0})
+    assert alone(llama, tokens, 8, logit_bias={42: 100.0}) == [42] * 8
+    assert alone(llama, tokens, 8, logit_bias={42: math.inf}, temperature=0.0) == [42] * 8
+
+
+def test_penalties_count_what_was_generated_and_not_the_prompt(llama: Loaded) -> None:
+    (favourite,) = alone(llama, prompt(6), 1)
+    tokens = [favourite] * 12 + prompt(6)
+    expected = log_softmax(llama, tokens)[-1].argmax()
+    first = alone(llama, tokens, 1, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=2.0)
+    assert first == [expected]
+
+
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty", "repetition_penalty"])
+def test_penalties_work_on_the_whole_answer(llama: Loaded, name: str) -> None:
+    tokens = prompt(6)
+    bias = {42: 6.0}
+    held = alone(llama, tokens, 40, logit_bias=bias)
+    penalised = alone(llama, tokens, 40, logit_bias=bias, **{name: 2.0})
+    assert penalised.count(42) < held.count(42)
+    assert len(set(penalised)) > len(set(held))
+
+
+def test_penalised_rows_leave_others_as_they_are(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(6), 12, frequency_penalty=2.0)
+    session.submit(2, prompt(6), 12)
+    session.run()
+    assert session.generated(2) == greedy(llama, prompt(6), 12)
+    assert session.generated(1) == alone(llama, prompt(6), 12, frequency_penalty=2.0)
+
+
+# Why a row ends
+
+
+def test_a_row_that_has_all_its_tokens_ends_for_length(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(6), 5)
+    session.run()
+    assert session.finish(1) == "length"
+    assert sum(delta.tokens for delta in session.deltas(1)) == 5
+
+
+def test_an_end_token_ends_a_row_and_is_no_text(shapes: dict[str, Loaded]) -> None:
+    loaded = shapes["llama"]
+    session = Session(loaded)
+    session.submit(1, prompt(6), 50, ignore_eos=False, logit_bias={256: 100.0})
+    session.submit(2, prompt(6), 5, ignore_eos=True, logit_bias={256: 100.0})
+    session.run()
+    assert (session.finish(1), session.text(1), session.deltas(1)[-1].tokens) == ("stop", "", 1)
+    assert (session.finish(2), session.text(2)) == ("length", "")
+    assert session.generated(2) == [256] * 5
+
+
+def test_stop_token_ids_end_a_row(llama: Loaded) -> None:
+    said = greedy(llama, prompt(6), 12)
+    last = next(token for token in said[3:] if said.index(token) >= 3)
+    session = Session(llama)
+    session.submit(1, prompt(6), 50, stop_token_ids=(last,))
+    session.run()
+    assert session.finish(1) == "stop"
+    assert session.generated(1) == said[: said.index(last)]
+
+
+def test_a_stop_string_across_tokens_ends_the_row_and_frees_its_place(llama: Loaded) -> None:
+    text = "abcabc"
+    bias: dict[int, float] = {}
+    session = Session(llama)
+    # One byte is a token: a bias that changes nothing else makes the answer "aaaa...".
+    (a,) = [id for id in range(256) if llama.prompts.table.bytes_of(id) == b"a"]
+    bias[a] = 100.0
+    session.submit(1, prompt(6), 1000, stop=("aaaa",), logit_bias=bias)
+    session.submit(2, prompt(6), 12, stop=(text,))
+    session.run()
+    assert (session.finish(1), session.text(1)) == ("stop", "")
+    assert sum(delta.tokens for delta in session.deltas(1)) == 4
+    assert session.generated(2) == greedy(llama, prompt(6), 12)
+    assert session.rows == 0
+
+
+def test_a_stop_string_that_is_certain_only_at_the_end_is_still_why_the_row_ended(llama: Loaded) -> None:
+    (a,) = [id for id in range(256) if llama.prompts.table.bytes_of(id) == b"a"]
+    session = Session(llama)
+    # After "aa" the longer one may still begin earlier, so the shorter one is held.
+    session.submit(1, prompt(6), 2, stop=("a", "aaa"), logit_bias={a: 100.0})
+    session.submit(2, prompt(6), 3, stop=("aab", "a" * 9), logit_bias={a: 100.0})
+    session.run()
+    assert (session.finish(1), session.text(1)) == ("stop", "")
+    assert (session.finish(2), session.text(2)) == ("length", "aaa")
+
+
+# Cancelling
+
+
+def cancelled_at(stage: str) -> Callable[[Session], bool]:
+    def reached(session: Session) -> bool:
+        generator = session.engine._generator
+        return {
+            "waiting": lambda: bool(session.engine._waiting),
+            "prefilling": lambda: any(done > 0 for _, done, _ in generator._currently_processing),
+            "decoding": lambda: len(session.deltas(1)) >= 3,
+            "scoring": lambda: any(scoring.logprobs for _, scoring in session.engine._scoring.values()),
+        }[stage]()
+
+    return reached
+
+
+@pytest.mark.parametrize("stage", ["waiting", "prefilling", "decoding", "scoring"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_cancelled_request_leaves_before_the_next_step_and_others_go_on(llama: Loaded, stage: str, n: int) -> None:
+    session = Session(llama, prefill_step=8, max_batch=4 if stage == "waiting" else 16)
+    session.submit(0, prompt(20), 40, n=4 if stage == "waiting" else 1)
+    session.submit(2, prompt(11), 30, seed=3, temperature=1.0)
+    while len(session.deltas(0)) < 2:
+        session.step()
+    scored: dict[str, Any] = {"echo": "", "logprobs": 1} if stage == "scoring" else {}
+    session.submit(1, prompt(60), 1000, n=n, **scored)
+    while not cancelled_at(stage)(session):
+        session.step()
+    session.engine.cancel(1)
+    before = len(session.events[1])
+    session.step()
+    assert len(session.events[1]) == before
+    assert session.rows == len(session.engine._rows)
+    assert all(row.job.id != 1 for row in session.engine._rows.values())
+    session.run()
+    assert len(session.events[1]) == before
+    assert session.generated(0) == greedy(llama, prompt(20), 40)
+    assert session.generated(2) == alone(llama, prompt(11), 30, seed=3, temperature=1.0)
+    assert session.rows == 0
+
+
+def test_cancelling_what_is_unknown_or_over_changes_nothing(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(5), 3)
+    session.engine.cancel(99)
+    session.run()
+    session.engine.cancel(1)
+    assert not session.engine.busy
+    assert session.finish(1) == "length"
+
+
+# Failing
+
+
+def test_what_a_row_raises_fails_that_request_alone(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(self: Penalties, tokens: mx.array, logits: mx.array) -> mx.array:
+        if tokens.shape[0] > 8:
+            raise ZeroDivisionError
+        return logits
+
+    monkeypatch.setattr(Penalties, "__call__", explode)
+    session = Session(llama)
+    session.submit(1, prompt(5), 20, presence_penalty=1.0, n=2)
+    session.submit(2, prompt(7), 20)
+    session.run()
+    assert [event.error for event in session.events[1] if isinstance(event, Failed)] == ["GatewayError"]
+    assert isinstance(session.events[1][-1], Failed)
+    assert session.generated(2) == greedy(llama, prompt(7), 20)
+    assert session.rows == 0
+
+
+def test_text_that_cannot_be_made_fails_that_request_alone(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = Recorded.push
+
+    def explode(self: Recorded, token: int, entry: Any = None) -> Any:
+        if self is session.paths[1][0] and len(self.tokens) == 3:
+            raise IndexError
+        return push(self, token, entry)
+
+    monkeypatch.setattr(Recorded, "push", explode)
+    session = Session(llama)
+    session.submit(1, prompt(5), 20, n=2)
+    session.submit(2, prompt(7), 20)
+    session.run()
+    assert [event.error for event in session.events[1] if isinstance(event, Failed)] == ["GatewayError"]
+    assert isinstance(session.events[1][-1], Failed)
+    assert session.generated(2) == greedy(llama, prompt(7), 20)
+    assert session.rows == 0
+
+
+def test_a_job_that_cannot_begin_fails_alone_and_nothing_of_it_stays(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(2, prompt(7), 6)
+    session.submit(1, [], 6)  # a prompt without a token is refused before it comes here
+    session.submit(3, prompt(8), 6)
+    session.run()
+    assert isinstance(session.events[1][-1], Failed)
+    assert session.generated(2) == greedy(llama, prompt(7), 6)
+    assert session.generated(3) == greedy(llama, prompt(8), 6)
+    assert not session.engine._live
+
+
+def test_a_model_that_raises_fails_live_requests_and_answers_the_next(llama: Loaded) -> None:
+    session = Session(llama, max_batch=4)
+    session.submit(1, prompt(5), 20)
+    session.submit(2, prompt(7), 20, n=3)
+    session.submit(3, prompt(9), 6)
+    while not session.deltas(2):
+        session.step()
+    session.model.failures = 1
+    session.step()
+    for id in (1, 2):
+        assert [event.error for event in session.events[id] if isinstance(event, Failed)] == ["Unavailable"]
+    session.run()
+    assert session.generated(3) == greedy(llama, prompt(9), 6)
+    session.submit(4, prompt(5), 20)
+    session.run()
+    assert session.generated(4) == greedy(llama, prompt(5), 20)
+    assert len([event for event in session.events[1] if isinstance(event, Failed)]) == 1
+    assert session.rows == 0
+
+
+def test_a_model_that_raises_while_a_prompt_is_scored_fails_that_request_alone(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(5), 10)
+    while not session.deltas(1):
+        session.step()
+    session.submit(2, prompt(7), 5, echo="x", logprobs=1)
+    session.model.failures = 1  # scoring comes first in a step
+    session.run()
+    assert [event.error for event in session.events[2] if isinstance(event, Failed)] == ["Unavailable"]
+    assert session.generated(1) == greedy(llama, prompt(5), 10)
+
+
+# Prompts: progress, echo, nothing to generate
+
+
+def test_long_prompts_report_their_progress_and_short_ones_do_not(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=16)
+    session.submit(1, prompt(50), 2)
+    session.submit(2, prompt(16), 2)
+    session.run()
+    progress = [(event.done, event.total) for event in session.events[1] if isinstance(event, Progress)]
+    assert progress == [(16, 50), (32, 50), (48, 50), (49, 50), (50, 50)]
+    assert not any(isinstance(event, Progress) for event in session.events[2])
+
+
+def test_a_running_row_gets_tokens_while_a_long_prompt_is_read(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=8)
+    session.submit(1, prompt(5), 100)
+    while not session.deltas(1):
+        session.step()
+    session.submit(2, prompt(100), 1)
+    before = len(session.generated(1))
+    while not session.deltas(2):
+        session.step()
+    assert len(session.generated(1)) - before >= 12
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_echo_comes_once_before_the_answer(llama: Loaded, n: int) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(6), 4, echo="as it was written", n=n)
+    session.run()
+    assert session.events[1][:2] == [Started(6), Echo("as it was written")]
+    assert sum(isinstance(event, Echo) for event in session.events[1]) == 1
+    assert [session.generated(1, index) for index in range(n)] == [greedy(llama, prompt(6), 4)] * n
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, 30])
+def test_echo_with_log_probabilities_scores_the_prompt_and_goes_on(llama: Loaded, n: int, length: int) -> None:
+    session = Session(llama, prefill_step=8)
+    tokens = prompt(length)
+    session.submit(1, tokens, 4, echo="x", logprobs=2, n=n)
+    session.submit(2, prompt(9), 12)
+    session.run()
+    (echo,) = [event for event in session.events[1] if isinstance(event, Echo)]
+    expected = log_softmax(llama, tokens)
+    assert [entry.raw for entry in echo.logprobs] == [llama.prompts.table.bytes_of(token) for token in tokens]
+    assert (echo.logprobs[0].logprob, echo.logprobs[0].top) == (None, ())
+    for token, entry, row in zip(tokens[1:], echo.logprobs[1:], expected[:-1], strict=True):
+        assert entry.logprob == pytest.approx(row[token], abs=1e-4)
+        assert [value for _, _, value in entry.top] == pytest.approx(np.sort(row)[::-1][:2], abs=1e-4)
+    assert [session.generated(1, index) for index in range(n)] == [greedy(llama, tokens, 4)] * n
+    assert session.generated(2) == greedy(llama, prompt(9), 12)
+    assert session.rows == 0
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_no_tokens_at_all_may_be_asked_for(llama: Loaded, logprobs: int | None) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(6), 0, echo="x", logprobs=logprobs, n=2)
+    session.run()
+    assert [type(event) for event in session.events[1]] == [Started, Echo, Delta, Delta]
+    assert [session.finish(1, index) for index in range(2)] == ["length"] * 2
+    assert not session.engine._live
+
+
+def test_many_prompts_to_score_cost_a_step_no_more_than_one(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=16, max_batch=64)
+    for id in range(10):
+        session.submit(id, prompt(40), 0, echo="x", logprobs=0)
+    session.step()
+    assert sum(rows * columns for rows, columns in session.model.shapes) == 16
+    session.run()
+    assert all(session.finish(id) == "length" for id in range(10))
+
+
+# Admission
+
+
+def test_no_more_rows_are_admitted_than_fit_and_none_is_left_waiting(llama: Loaded) -> None:
+    session = Session(llama, max_batch=4)
+    for id in range(6):
+        session.submit(id, prompt(20 + id), 6, n=3 if id % 2 else 1)
+    session.submit(6, prompt(7), 6, echo="x", logprobs=0, n=3)
+    most = 0
+    while session.engine.busy:
+        session.step()
+        most = max(most, len(session.engine._rows))
+    assert most == 4
+    assert all(session.finish(id) == "length" for id in range(7))
+
+
+def test_a_request_for_more_choices_than_fit_is_served_alone(llama: Loaded) -> None:
+    session = Session(llama, max_batch=2)
+    session.submit(1, prompt(5), 4, n=5)
+    session.submit(2, prompt(6), 4)
+    session.run()
+    assert [session.generated(1, index) for index in range(5)] == [greedy(llama, prompt(5), 4)] * 5
+    assert session.generated(2) == greedy(llama, prompt(6), 4)
+
+
+def test_an_engine_is_busy_exactly_while_a_step_has_something_to_do(llama: Loaded) -> None:
+    session = Session(llama)
+    assert not session.engine.busy
+    session.submit(1, prompt(5), 3)
+    assert session.engine.busy
+    session.run()
+    session.submit(2, prompt(5), 30)
+    session.step()
+    session.engine.cancel(2)
+    session.step()
+    assert not session.engine.busy
+    session.submit(3, prompt(5), 3)
+    session.engine.cancel(3)
+    assert not session.engine.busy
+    assert session.engine.step() == []
+
+
+# The long run
+
+
+def operations(rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
+    for _ in range(300):
+        if rng.random() < 0.3:
+            yield "cancel", {}
+        else:
+            settings: dict[str, Any] = {
+                "temperature": rng.choice([0.0, 0.0, 1.0]),
+                "n": rng.choice([1, 1, 1, 2, 4]),
+                "logprobs": rng.choice([None, None, 0, 3]),
+                "presence_penalty": rng.choice([0.0, 0.0, 0.5]),
+                "seed": rng.choice([None, 5]),
+            }
+            yield "submit", settings
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_oss"])
+def test_nothing_is_left_after_hundreds_of_requests_and_cancellations(shapes: dict[str, Loaded], shape: str) -> None:
+    rng = random.Random(shape)
+    session = Session(shapes[shape], max_batch=12, prefill_step=16)
+    session.submit(-1, prompt(40), 60)
+    session.run()
+    gc.collect()
+    before = mx.get_active_memory()
+    ids = itertools.count()
+    asked: dict[int, tuple[list[int], int, dict[str, Any]]] = {}
+    cancelled: set[int] = set()
+    for kind, settings in operations(rng):
+        if kind == "cancel":
+            id = rng.choice([-1, *asked][-8:])
+            session.engine.cancel(id)
+            cancelled.add(id)
+        else:
+            id = next(ids)
+            asked[id] = prompt(rng.randrange(1, 50), id), rng.randrange(1, 12), settings
+            echo = "x" if rng.random() < 0.3 else None
+            session.submit(id, asked[id][0], asked[id][1], echo=echo, **settings)
+        for _ in range(rng.randrange(3)):
+            session.step()
+    session.run()
+    checked = 0
+    for id, (tokens, max_tokens, settings) in asked.items():
+        assert not any(isinstance(event, Failed) for event in session.events[id])
+        if id in cancelled:
+            continue
+        for index in range(settings["n"]):
+            assert session.finish(id, index) == "length"
+            assert sum(delta.tokens for delta in session.deltas(id, index)) == max_tokens
+        if settings["temperature"] == 0 and not settings["presence_penalty"] and checked < 12:
+            checked += 1
+            assert session.generated(id) == greedy(shapes[shape], tokens, max_tokens)
+    assert checked == 12
+    assert session.rows == 0
+    assert not (session.engine._live or session.engine._rows or session.engine._scoring or session.engine._leaving)
+    gc.collect()
+    assert mx.get_active_memory() - before < 200_000
