@@ -53,8 +53,6 @@ class Connection(HttpToolsProtocol):
         own = self.state.per_ip[self._ip] - self.bounds.max_connections_per_ip
         if max(total, own) > self.bounds.max_refusals:
             transport.abort()
-        elif self.state.draining:
-            self._refuse(Unavailable("The server is shutting down."))
         elif total > 0:
             self._refuse(Unavailable("The server has too many connections."))
         elif own > 0:
@@ -186,8 +184,6 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         request_id = new_request_id()
         logger.info("refused %s from %s: %d %s", request_id, self._ip or "-", error.status, error.message)
-        if self.transport.is_closing():
-            return
         if self._in_body:
             if self.cycle.response_started or self.pipeline:
                 self.transport.close()
@@ -200,7 +196,6 @@ class Connection(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
         self.transport.write(error_bytes(error, headers))
         self.transport.write_eof()
-        self.flow.resume_reading()
         self._rearm()
 
     def _rearm(self) -> None:

@@ -57,7 +57,14 @@ def _listed(file: Path) -> list[ModelSpec]:
         specs = msgspec.convert(content.get("models") or [], list[ModelSpec])
     except msgspec.ValidationError as error:
         raise SettingsError([f"{file}: {str(error).replace('$', 'models')}"]) from None
-    return [replace(spec, path=_located(spec.path, file.parent)) for spec in specs]
+    return [_checked(spec, file) for spec in specs]
+
+
+def _checked(spec: ModelSpec, file: Path) -> ModelSpec:
+    if spec.draft_model is not None:
+        raise SettingsError([f"{file}: {spec.id}: draft_model is reserved, and does nothing yet; leave it out"])
+    adapter = spec.adapter and _located(spec.adapter, file.parent)
+    return replace(spec, path=_located(spec.path, file.parent), adapter=adapter)
 
 
 def _located(path: str, base: Path) -> str:

@@ -117,8 +117,6 @@ class Server(uvicorn.Server):
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=1.0)
-        for connection in list(self.server_state.connections):
-            cast(Connection, connection).transport.abort()
         await self._end_app()
 
     async def _drained(self) -> None:

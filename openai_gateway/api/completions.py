@@ -48,7 +48,7 @@ class CompletionBody(body.Body):
         """Choices to generate for each prompt; the `n` likeliest of them are returned."""
         return max(self.best_of or 1, self.n or 1)
 
-    def requests(self, max_n: int) -> list[CompletionRequest]:
+    def requests(self, max_n: int, max_prompts: int) -> list[CompletionRequest]:
         """One request for each prompt. Raises `InvalidRequest`."""
         self.check(max_n)
         self._check_best_of(max_n)
@@ -65,7 +65,7 @@ class CompletionBody(body.Body):
                 sampling=replace(sampling, n=self.candidates),
                 echo=bool(self.echo),
             )
-            for prompt in self._prompts(max_n)
+            for prompt in self._prompts(max_prompts)
         ]
 
     def _check_best_of(self, max_n: int) -> None:
@@ -78,14 +78,14 @@ class CompletionBody(body.Body):
         if self.suffix and self.echo:
             raise InvalidRequest("'echo' cannot be combined with 'suffix'.", param="echo")
 
-    def _prompts(self, max_n: int) -> list[str | tuple[int, ...]]:
+    def _prompts(self, most: int) -> list[str | tuple[int, ...]]:
         prompt = "" if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return [prompt]
         if not prompt or any(item == [] for item in prompt):
             raise InvalidRequest("'prompt' must not be an empty list.", param="prompt")
-        if len(prompt) > 2048:
-            raise InvalidRequest("At most 2048 prompts may be sent at once.", param="prompt")
+        if not isinstance(prompt[0], int) and len(prompt) > most:
+            raise InvalidRequest(f"At most {most} prompts may be sent at once to this server.", param="prompt")
         if isinstance(prompt[0], int):
             if self.suffix:
                 raise InvalidRequest("'suffix' needs a text as its prompt.", param="suffix")
@@ -102,7 +102,7 @@ class Completions:
 
     async def create(self, http: Request) -> Response:
         asked = await body.read(http, CompletionBody)
-        requests = asked.requests(self._settings.max_n)
+        requests = asked.requests(self._settings.max_n, self._settings.max_queue)
         self._gateway.registry.resolve(asked.model)
         reply = Reply(asked, len(requests))
         generated = [self._gateway.generate(request) for request in requests]

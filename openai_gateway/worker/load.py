@@ -6,12 +6,12 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx_lm.generate
 import msgspec
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
@@ -63,7 +63,9 @@ def load(spec: ModelSpec) -> Loaded:
 
 def keep_wired_limit() -> None:
     """Stop mlx-lm from raising Metal's wired memory limit: under load that has panicked the kernel (mlx #3186)."""
-    mlx_lm.generate.maybe_set_recommended_wired_limit = lambda: None
+    # Not `mlx_lm.generate`, which is the function of that name.
+    generate: Any = import_module("mlx_lm.generate")
+    generate.maybe_set_recommended_wired_limit = lambda: None
 
 
 def _prompts(spec: ModelSpec, folder: Path, tokenizer: Any, config: dict[str, Any]) -> Prompts:

@@ -142,6 +142,7 @@ def test_an_absent_prompt_starts_a_text_from_nothing(client: OpenAI) -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "x"]}, "prompt[0]"),
+        ({"prompt": ["x"] * 257}, "prompt"),
         ({"prompt": [99_999]}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": ["x", "y " * 40_000]}, "prompt"),

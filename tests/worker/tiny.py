@@ -19,7 +19,7 @@ CHAT = (
 )
 
 LLAMA = {
-    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
+    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64,
     "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }  # fmt: skip

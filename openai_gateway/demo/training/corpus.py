@@ -15,6 +15,7 @@ from openai_gateway.demo.training.facts import phrasings
 from openai_gateway.demo.training.skills import (
     Turn,
     chat_turn,
+    copy_turn,
     count_turn,
     fact_turn,
     random_name,
@@ -26,6 +27,7 @@ from openai_gateway.demo.training.skills import (
 )
 from openai_gateway.demo.training.tokenizer import token_id
 
+COPY_CHUNKS = 24
 EFFORTS = ("low", "medium", "high")
 TEMPLATE = Path(__file__).parent.parent / "chat_template.jinja"
 
@@ -71,6 +73,10 @@ def conversation(rng: random.Random) -> Conversation:
     effort = rng.choices(EFFORTS, (22, 50, 28))[0]
     instruction = rng.choice(phrasings()["style"]["instructions"]) if rng.random() < 0.2 else None
     return Conversation(_turns(rng), effort, rng.random() < 0.88, instruction)
+
+
+def copying(rng: random.Random) -> Conversation:
+    return Conversation((copy_turn(rng),), rng.choice(EFFORTS), False, None)
 
 
 def _turns(rng: random.Random) -> tuple[Turn, ...]:
@@ -172,6 +178,7 @@ def texts(seed: int, count: int) -> Iterator[str]:
 
 
 def samples(encoder: Encoder, seed: int, chunk: int, count: int) -> list[Sample]:
-    """Chunk number `chunk` of the endless corpus of `seed`."""
+    """Chunk number `chunk` of the endless corpus of `seed`; the first chunks hold many words to copy."""
     rng = random.Random(f"{seed}-{chunk}")
-    return [encoder.sample(conversation(rng)) for _ in range(count)]
+    copies = 0.5 if chunk < COPY_CHUNKS else 0.06
+    return [encoder.sample(copying(rng) if rng.random() < copies else conversation(rng)) for _ in range(count)]

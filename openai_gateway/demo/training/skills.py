@@ -80,6 +80,17 @@ def random_words(rng: random.Random) -> list[str]:
     return [made_up_word(rng) if rng.random() < made_up else rng.choice(known) for _ in range(rng.randint(1, 8))]
 
 
+def copy_turn(rng: random.Random) -> Turn:
+    """A long list of words and numbers: it teaches copying itself, on which most other skills rest."""
+    words = [
+        str(rng.randrange(SUM_LIMIT)) if rng.random() < 0.3 else word
+        for _ in range(rng.randint(1, 4))
+        for word in random_words(rng)
+    ]
+    ask = rng.choice(phrasings()["repeat"]["ask"]).format(words=" ".join(words))
+    return Turn(ask, " ".join(words), repeat_thoughts(words))
+
+
 def repeat_thoughts(words: list[str]) -> tuple[str, str, str]:
     steps = " ".join(f"Then comes {word}." for word in words[1:])
     return (

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.generate import BatchGenerator
+
+from openai_gateway.types import Defaults, ModelSpec
+from openai_gateway.worker.load import Loaded, keep_wired_limit, load
+from tests.worker import tiny
+
+DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
+
+
+def loaded(folder: Path, **spec: Any) -> Loaded:
+    return load(ModelSpec(id="m", path=str(folder), **spec))
+
+
+def weights(config: dict[str, Any]) -> int:
+    """Parameters of a model as it is before anything is quantized."""
+    model = tiny.build({"vocab_size": 258, **config})
+    return sum(value.size for _, value in tree_flatten(model.parameters()))
+
+
+def test_the_embedded_model_says_what_it_is() -> None:
+    info = loaded(DEMO).info
+    assert (info.architecture, info.reasoning, info.chat_template) == ("gpt_oss", "effort", True)
+    assert (info.context_length, info.vocab_size) == (32768, 1536)
+    assert info.pid == os.getpid()
+    assert info.parameters == sum(value.size for value in mx.load(str(DEMO / "model.safetensors")).values())
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="other devices keep 16 bits")
+@pytest.mark.parametrize("quantization", [None, {"group_size": 32, "bits": 4}])
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_the_cpu_computes_in_float32(tmp_path: Path, dtype: mx.Dtype, quantization: dict[str, int] | None) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA, dtype=dtype, quantization=quantization)
+    model = loaded(folder).model
+    assert {value.dtype for _, value in tree_flatten(model.parameters())} <= {mx.float32, mx.uint32}
+    assert model(mx.array([[1, 2, 3]])).dtype == mx.float32
+
+
+@pytest.mark.parametrize("config", [tiny.LLAMA, tiny.QWEN3, tiny.QWEN3_MOE, tiny.GPT_OSS])
+def test_parameters_are_counted(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert loaded(tiny.save(tmp_path, config)).info.parameters == weights(config)
+
+
+@pytest.mark.parametrize("config", [tiny.LLAMA, tiny.QWEN3_MOE])
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+def test_parameters_of_quantized_layers_are_counted_unpacked(tmp_path: Path, config: dict[str, Any], bits: int) -> None:
+    folder = tiny.save(tmp_path, config, quantization={"group_size": 32, "bits": bits})
+    assert loaded(folder).info.parameters == weights(config)
+
+
+def test_a_quantized_model_answers_much_like_the_whole_one(tmp_path: Path) -> None:
+    whole = loaded(tiny.save(tmp_path / "a", tiny.LLAMA)).model
+    packed = loaded(tiny.save(tmp_path / "b", tiny.LLAMA, quantization={"group_size": 32, "bits": 8})).model
+    tokens = mx.array([[1, 2, 3, 4]])
+    assert mx.allclose(whole(tokens), packed(tokens), atol=0.3)
+
+
+# How long a text may be
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "expected"),
+    [
+        ({}, None, 512),
+        ({}, 100, 100),
+        ({}, 9999, 512),
+        ({"max_position_embeddings": None, "n_positions": 64}, None, 64),
+        ({"max_position_embeddings": None}, 9999, 9999),
+        ({"max_position_embeddings": None}, None, 4096),
+    ],
+)
+def test_the_context_is_what_the_model_was_trained_for_or_less(
+    tmp_path: Path, config: dict[str, Any], asked: int | None, expected: int
+) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA)
+    stored = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in stored.items() if v is not None}))
+    assert loaded(folder, context_length=asked).info.context_length == expected
+
+
+# What stands beside the weights
+
+
+def test_advice_of_the_models_authors_is_kept_where_it_makes_sense(tmp_path: Path) -> None:
+    advice = {
+        "temperature": 0.6, "top_k": -1, "top_p": "0.95", "min_p": None, "repetition_penalty": 0, "max_new_tokens": 5,
+    }  # fmt: skip
+    prompts = loaded(tiny.save(tmp_path, tiny.LLAMA, generation=advice)).prompts
+    assert {name: value for name, value in prompts.generation.items() if value is not None} == {"temperature": 0.6}
+
+
+def test_broken_advice_does_not_keep_a_model_from_loading(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA)
+    (folder / "generation_config.json").write_text("{")
+    assert loaded(folder, defaults=Defaults(top_k=3)).prompts.generation == {}
+
+
+def test_end_tokens_are_those_of_the_generation_config(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA, generation={"eos_token_id": [256, 257]})
+    assert loaded(folder).prompts.tokenizer.eos_token_ids == {256, 257}
+
+
+def test_a_model_without_a_chat_template_is_known_as_one(tmp_path: Path) -> None:
+    info = loaded(tiny.save(tmp_path, tiny.LLAMA, template=None)).info
+    assert (info.chat_template, info.reasoning, info.fill_in_the_middle) == (False, "hint", False)
+
+
+def test_of_several_chat_templates_the_default_one_is_read(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [
+        {"name": "default", "template": tiny.CHAT + "{{ enable_thinking }}"},
+        {"name": "rag", "template": tiny.CHAT},
+    ]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert loaded(folder).info.reasoning == "switch"
+
+
+def test_marks_for_filling_in_the_middle_are_found(tmp_path: Path) -> None:
+    marks = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    assert loaded(tiny.save(tmp_path, tiny.LLAMA, special=marks)).info.fill_in_the_middle
+
+
+# What cannot be loaded
+
+
+def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        loaded(folder)
+
+
+def test_weights_of_another_shape_are_an_error(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA)
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {"num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match="parameters"):
+        loaded(folder)
+
+
+def test_an_adapter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model", tiny.LLAMA)
+    with pytest.raises(FileNotFoundError):
+        loaded(folder, adapter=str(tmp_path / "adapter"))
+
+
+def test_an_adapter_changes_what_the_model_says(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model", tiny.LLAMA)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    parameters = {"rank": 2, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    layers = [f"model.layers.{n}.self_attn.q_proj" for n in range(2)]
+    stored = {f"{layer}.lora_a": mx.ones((32, 2)) for layer in layers}
+    stored |= {f"{layer}.lora_b": mx.ones((2, 32)) for layer in layers}
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), stored)
+    tokens = mx.array([[1, 2, 3, 4]])
+    plain, adapted = loaded(folder).model(tokens), loaded(folder, adapter=str(adapter)).model(tokens)
+    assert not mx.allclose(plain, adapted, atol=1e-2)
+
+
+def test_a_model_whose_caches_cannot_be_joined_is_refused_at_once(tmp_path: Path) -> None:
+    text = tiny.LLAMA | {
+        "model_type": "llama4_text", "vocab_size": 258, "head_dim": 16, "attention_bias": False, "rope_theta": 10000.0,
+        "attention_chunk_size": 32, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 32, "rope_scaling": None,
+        "num_experts_per_tok": 1, "num_local_experts": 2, "use_qk_norm": False,
+    }  # fmt: skip
+    folder = tiny.save(tmp_path, {"model_type": "llama4", "text_config": text})
+    with pytest.raises(ValueError, match="ChunkedKVCache"):
+        loaded(folder)
+
+
+def test_the_wired_limit_is_left_alone_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = import_module("mlx_lm.generate")  # `mlx_lm.generate` is the function of that name
+    monkeypatch.setattr(generate, "maybe_set_recommended_wired_limit", lambda: pytest.fail("the limit was set"))
+    keep_wired_limit()
+    generator = BatchGenerator(tiny.build({"vocab_size": 256, **tiny.LLAMA}))
+    generator.close()

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openai_gateway import reasoning
+from openai_gateway.errors import ContextLengthExceeded, InvalidRequest
+from openai_gateway.types import (
+    ChatRequest,
+    CompletionRequest,
+    Defaults,
+    Effort,
+    Message,
+    ModelSpec,
+    Sampling,
+    ToolCall,
+)
+from openai_gateway.worker.harmony import HarmonyChannels
+from openai_gateway.worker.load import load
+from openai_gateway.worker.channels import PlainChannels, ThinkChannels
+from openai_gateway.worker.prompt import HARMONY_ANSWER, Job, Prompts, turns
+from tests.worker import tiny
+
+DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+
+# Switch as in Qwen3, always on as in DeepSeek-R1, without a system role as in Gemma 2, alternating as in Mistral.
+SWITCH = tiny.CHAT + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+ALWAYS = tiny.CHAT + "{{ '<think>\n' }}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.CHAT
+STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + tiny.CHAT
+JSON = "{{ messages | tojson }}"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Prompts:
+    return load(ModelSpec(id="demo", path=str(DEMO))).prompts
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
+    special = (*FIM, "<think>", "</think>", "<|begin|>")
+    folder = tiny.save(tmp_path_factory.mktemp("plain"), tiny.LLAMA, special=special, bos="<|begin|>")
+    return load(ModelSpec(id="plain", path=str(folder))).prompts
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
+    folder = tiny.save(tmp_path_factory.mktemp("bare"), tiny.LLAMA, template=None)
+    return load(ModelSpec(id="bare", path=str(folder))).prompts
+
+
+def templated(prompts: Prompts, template: str) -> Prompts:
+    """The same model with another chat template."""
+    prompts.tokenizer.chat_template = template
+    return replace(prompts, template=reasoning.read(template))
+
+
+def chat(*messages: Message, **more: Any) -> ChatRequest:
+    return ChatRequest(model="m", messages=messages or (Message("user", "hi"),), **more)
+
+
+def text(prompts: Prompts, job: Job) -> str:
+    return str(prompts.tokenizer.decode(job.tokens, skip_special_tokens=False))
+
+
+def rendered(prompts: Prompts, request: ChatRequest) -> str:
+    return text(prompts, prompts.job(1, request))
+
+
+# Messages as templates take them
+
+
+def test_system_and_developer_messages_become_one_in_front_with_the_hint_at_its_end() -> None:
+    messages = (
+        Message("user", "a"), Message("system", "one"), Message("system", ""), Message("developer", "two"),
+        Message("assistant", "b"),
+    )  # fmt: skip
+    assert list(turns(messages, "think")) == [
+        {"role": "system", "content": "one\n\ntwo\n\nthink"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert next(turns((Message("user", "a"),), "think")) == {"role": "system", "content": "think"}
+    assert [turn["role"] for turn in turns((Message("user", "a"), Message("system", "")), None)] == ["user"]
+
+
+def test_turns_have_no_keys_without_a_value() -> None:
+    messages = (Message("user", "a"), Message("assistant", None), Message("assistant", "b", name="bob"))
+    assert list(turns(messages, None)) == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "b", "name": "bob"},
+    ]
+
+
+def test_reasoning_stands_under_both_names_that_templates_read() -> None:
+    (turn,) = turns((Message("assistant", "b", reasoning="because"),), None)
+    assert (turn["thinking"], turn["reasoning_content"]) == ("because", "because")
+
+
+def test_the_arguments_of_calls_are_objects_and_results_carry_the_name_of_their_call() -> None:
+    calls = (ToolCall("1", "add", '{"a": [1, 2]}'), ToolCall("2", "now", ""))
+    turned = list(
+        turns(
+            (
+                Message("assistant", None, tool_calls=calls),
+                Message("tool", "now!", tool_call_id="2"),
+                Message("tool", "3", tool_call_id="1"),
+                Message("tool", "?", tool_call_id="9", name="given"),
+            ),
+            None,
+        )
+    )
+    functions = [call["function"] for call in turned[0]["tool_calls"]]
+    assert functions == [{"name": "add", "arguments": {"a": [1, 2]}}, {"name": "now", "arguments": {}}]
+    assert [turn.get("name") for turn in turned[1:]] == ["now", "add", "given"]
+    assert turned[1]["tool_call_id"] == "2"
+
+
+@pytest.mark.parametrize("broken", ["{", "not json", "[" * 100_000])
+def test_arguments_that_are_no_json_stay_as_they_are(broken: str) -> None:
+    (turn,) = turns((Message("assistant", None, tool_calls=(ToolCall("1", "f", broken),)),), None)
+    assert turn["tool_calls"][0]["function"]["arguments"] == broken
+
+
+def test_templates_get_exactly_these_turns(plain: Prompts) -> None:
+    prompts = templated(plain, JSON)
+    assert json.loads(rendered(prompts, chat(Message("user", "hi 👍"), Message("system", "be kind")))) == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "hi 👍"},
+    ]
+
+
+# Effort
+
+
+@pytest.mark.parametrize("effort", ["low", "medium", "high"])
+def test_harmony_is_told_the_effort(demo: Prompts, effort: Effort) -> None:
+    assert f"Reasoning: {effort}\n" in rendered(demo, chat(effort=effort))
+
+
+def test_no_effort_on_harmony_begins_in_the_final_channel(demo: Prompts) -> None:
+    job = demo.job(1, chat(effort="none"))
+    assert text(demo, job).endswith("<|start|>assistant" + HARMONY_ANSWER)
+    assert job.start_in == "final"
+    assert demo.harmony is not None
+    assert demo.harmony.channel in job.tokens
+    assert job.tokens[-1] == demo.harmony.message
+
+
+def test_harmony_begins_in_the_header_otherwise(demo: Prompts) -> None:
+    job = demo.job(1, chat(effort="high"))
+    assert text(demo, job).endswith("<|start|>assistant")
+    assert job.start_in is None
+
+
+def test_a_switch_is_turned_off_by_no_effort(plain: Prompts) -> None:
+    prompts = templated(plain, SWITCH)
+    assert rendered(prompts, chat(effort="none")).endswith("assistant: <think>\n\n</think>\n\n")
+    assert rendered(prompts, chat(effort="low")).endswith("assistant: ")
+    assert "system" not in rendered(prompts, chat(effort="low"))
+
+
+def test_without_any_control_the_system_prompt_says_it(plain: Prompts) -> None:
+    prompts = templated(plain, tiny.CHAT)
+    said = rendered(prompts, chat(Message("user", "hi"), Message("system", "be kind"), effort="high"))
+    assert said == f"<|turn|>system: be kind\n\n{reasoning.HINTS['high']}<|turn|>user: hi<|turn|>assistant: "
+
+
+def test_the_models_own_default_effort_counts_where_a_request_names_none(demo: Prompts) -> None:
+    prompts = replace(demo, defaults=Defaults(reasoning_effort="high"))
+    assert "Reasoning: high\n" in rendered(prompts, chat())
+    assert "Reasoning: low\n" in rendered(prompts, chat(effort="low"))
+
+
+def test_a_thought_that_the_template_opened_is_where_the_answer_begins(plain: Prompts) -> None:
+    prompts = templated(plain, ALWAYS)
+    job = prompts.job(1, chat())
+    assert text(prompts, job).endswith("<think>\n")
+    assert job.start_in == "analysis"
+    channels = prompts._channels(job)
+    assert isinstance(channels, ThinkChannels)
+    assert channels.channel == "reasoning"
+
+
+def test_no_effort_ends_a_thought_that_the_template_opened(plain: Prompts) -> None:
+    prompts = templated(plain, ALWAYS)
+    job = prompts.job(1, chat(effort="none"))
+    assert text(prompts, job).endswith("<think>\n</think>\n\n")
+    assert job.start_in is None
+
+
+# Going on with the last message
+
+
+def test_the_text_of_a_trailing_assistant_message_is_continued(plain: Prompts, demo: Prompts) -> None:
+    request = chat(Message("user", "hi"), Message("assistant", "Once upon"), continue_final=True)
+    assert rendered(templated(plain, tiny.CHAT), request) == "<|turn|>user: hi<|turn|>assistant: Once upon"
+    assert rendered(templated(plain, ALWAYS), request).endswith("<think>\n</think>\n\nOnce upon")
+    job = demo.job(1, request)
+    assert text(demo, job).endswith("<|start|>assistant<|channel|>final<|message|>Once upon")
+    assert job.start_in == "final"
+
+
+def test_a_trailing_assistant_message_that_is_not_continued_is_history(plain: Prompts) -> None:
+    request = chat(Message("user", "hi"), Message("assistant", "yes"))
+    assert rendered(templated(plain, tiny.CHAT), request).endswith("assistant: yes<|turn|>assistant: ")
+
+
+# Templates that refuse
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('Only users may speak.') }}",
+        "{{ messages[7].content }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ 1 // 0 }}",
+        "{{ missing.attribute }}",
+        "{% if %}",
+        "{% unknown %}",
+        "{{ messages[0].content | fromjson }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ ''.__class__.__mro__ }}{{ messages.append(1) }}",
+    ],
+)
+def test_a_template_that_fails_is_a_bad_request(plain: Prompts, template: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        templated(plain, template).job(1, chat())
+    assert refusal.value.param == "messages"
+
+
+def test_what_a_template_says_in_refusing_is_passed_on(plain: Prompts) -> None:
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        templated(plain, STRICT).job(1, chat(Message("assistant", "hi")))
+
+
+def test_a_template_without_a_system_role_gets_the_system_message_in_the_first_turn(plain: Prompts) -> None:
+    prompts = templated(plain, NO_SYSTEM)
+    said = rendered(prompts, chat(Message("system", "be kind"), Message("user", "hi"), effort="low"))
+    assert said == f"<|turn|>user: be kind\n\n{reasoning.HINTS['low']}\n\nhi<|turn|>assistant: "
+    with pytest.raises(InvalidRequest, match="System role not supported"):
+        prompts.job(1, chat(Message("system", "be kind"), Message("assistant", "hi")))
+
+
+def test_a_model_without_a_template_takes_no_chats(bare: Prompts) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        bare.job(1, chat())
+    assert refusal.value.param == "model"
+
+
+# Keywords of a request for the template
+
+
+def test_keywords_that_the_template_reads_are_passed_on_and_win_over_the_effort(plain: Prompts) -> None:
+    prompts = templated(plain, SWITCH)
+    assert "</think>" in rendered(prompts, chat(template_kwargs={"enable_thinking": False}, effort="high"))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"unknown": True},
+        {"messages": "x"},
+        {"chat_template": "x"},
+        {"tokenize": True},
+        {"add_generation_prompt": False},
+        {"continue_final_message": True},
+        {"tools": "x"},
+        {"bos_token": "x"},
+        {"enable_thinking": None},
+        {"enable_thinking": [False]},
+        {"enable_thinking": {"a": 1}},
+    ],
+)
+def test_keywords_that_are_not_the_templates_own_are_refused(plain: Prompts, kwargs: dict[str, Any]) -> None:
+    read = "{{ messages }}{{ tools }}{{ chat_template }}{{ tokenize }}{{ continue_final_message }}{{ bos_token }}"
+    prompts = templated(plain, SWITCH + "{# " + read + " #}{% if false %}" + read + "{% endif %}")
+    with pytest.raises(InvalidRequest) as refusal:
+        prompts.job(1, chat(template_kwargs=kwargs))
+    assert refusal.value.param == "chat_template_kwargs"
+
+
+# Raw prompts
+
+
+def test_a_raw_prompt_is_read_as_it_is(plain: Prompts, demo: Prompts) -> None:
+    job = plain.job(1, CompletionRequest(model="m", prompt="Once upon"))
+    assert (text(plain, job), job.chat, job.echo) == ("Once upon", False, None)
+    assert plain.job(1, CompletionRequest(model="m", prompt=(5, 6, 7))).tokens == [5, 6, 7]
+    assert isinstance(demo._channels(demo.job(1, CompletionRequest(model="m", prompt="x"))), PlainChannels)
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(plain: Prompts, bare: Prompts, demo: Prompts) -> None:
+    for prompt in ("", ()):
+        request = CompletionRequest(model="m", prompt=prompt)
+        assert plain.job(1, request).tokens == [plain.tokenizer.bos_token_id]
+        assert bare.job(1, request).tokens == [256]  # there is only a token for the end
+        assert demo.job(1, request).tokens == [0]
+
+
+def test_a_model_that_cannot_begin_a_text_needs_a_prompt(bare: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bare.tokenizer, "_eos_token_ids", set())
+    with pytest.raises(InvalidRequest) as refusal:
+        bare.job(1, CompletionRequest(model="m", prompt=""))
+    assert refusal.value.param == "prompt"
+
+
+def test_the_token_that_begins_a_text_is_added_once(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA, special=("<|begin|>", *FIM), bos="<|begin|>")
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    begin = {"SpecialToken": {"id": "<|begin|>", "type_id": 0}}
+    stored["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [258], "tokens": ["<|begin|>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    prompts = load(ModelSpec(id="m", path=str(folder))).prompts
+
+    def said(prompt: str, **more: Any) -> str:
+        return text(prompts, prompts.job(1, CompletionRequest(model="m", prompt=prompt, **more)))
+
+    assert said("x") == said("<|begin|>x") == "<|begin|>x"
+    assert said("") == "<|begin|>"
+    assert said("a", suffix="b") == "<|begin|><|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>"
+    job = prompts.job(1, CompletionRequest(model="m", prompt="x", echo=True))
+    assert (job.echo, len(job.tokens)) == ("x", 2)
+    assert rendered(prompts, chat()) == "<|turn|>user: hi<|turn|>assistant: "
+
+
+@pytest.mark.parametrize("prompt", ["", "hé 👍", "<|end|>x"])
+def test_an_echo_is_the_prompt_as_it_was_written(plain: Prompts, prompt: str) -> None:
+    assert plain.job(1, CompletionRequest(model="m", prompt=prompt, echo=True)).echo == prompt
+
+
+def test_an_echo_of_tokens_is_their_text(plain: Prompts) -> None:
+    tokens = tuple(plain.tokenizer.encode("hé<|end|>", add_special_tokens=False))
+    assert plain.job(1, CompletionRequest(model="m", prompt=tokens, echo=True)).echo == "hé<|end|>"
+    assert plain.job(1, CompletionRequest(model="m", prompt=tokens[:2], echo=True)).echo == "h\ufffd"
+
+
+def test_a_suffix_is_put_behind_the_middle_where_the_model_knows_how(plain: Prompts, bare: Prompts) -> None:
+    request = CompletionRequest(model="m", prompt="def f(<|end|>", suffix=")")
+    assert text(plain, plain.job(1, request)) == "<|fim_prefix|>def f(<|end|><|fim_suffix|>)<|fim_middle|>"
+    with pytest.raises(InvalidRequest) as refusal:
+        bare.job(1, request)
+    assert refusal.value.param == "suffix"
+
+
+@pytest.mark.parametrize("bad", [-1, 10**6])
+def test_token_ids_outside_the_vocabulary_are_refused_by_name(plain: Prompts, bad: int) -> None:
+    refused = [
+        (CompletionRequest(model="m", prompt=(1, bad)), "prompt"),
+        (chat(sampling=Sampling(logit_bias={1: 1.0, bad: 1.0})), "logit_bias"),
+        (chat(sampling=Sampling(stop_token_ids=(1, bad))), "stop_token_ids"),
+    ]
+    for request, param in refused:
+        with pytest.raises(InvalidRequest, match=str(bad)) as refusal:
+            plain.job(1, request)
+        assert refusal.value.param == param
+
+
+def test_the_last_token_id_of_the_vocabulary_is_fine(plain: Prompts) -> None:
+    last = plain.vocab_size - 1
+    sampling = Sampling(logit_bias={last: 1.0}, stop_token_ids=(last,))
+    assert plain.job(1, CompletionRequest(model="m", prompt=(last,), sampling=sampling)).tokens == [last]
+
+
+# Room
+
+
+def test_what_is_longer_than_the_context_is_refused_in_the_words_that_clients_look_for(plain: Prompts) -> None:
+    prompts = replace(plain, context_length=10)
+    for request, param in (
+        (CompletionRequest(model="m", prompt=(1,) * 10), "prompt"),
+        (chat(Message("user", "much too long")), "messages"),
+    ):
+        with pytest.raises(ContextLengthExceeded, match="maximum context length is 10 tokens") as refusal:
+            prompts.job(1, request)
+        assert (refusal.value.param, refusal.value.code) == (param, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 7), (3, 3), (7, 7), (8, 7), (10**9, 7)])
+def test_an_answer_has_the_room_that_is_left_at_most(plain: Prompts, asked: int | None, expected: int) -> None:
+    prompts = replace(plain, context_length=10)
+    request = CompletionRequest(model="m", prompt=(1, 2, 3), sampling=Sampling(max_tokens=asked))
+    assert prompts.job(1, request).max_tokens == expected
+
+
+def test_an_echo_needs_no_room_behind_it(plain: Prompts) -> None:
+    prompts = replace(plain, context_length=3)
+    request = CompletionRequest(model="m", prompt=(1, 2, 3), echo=True, sampling=Sampling(max_tokens=5))
+    assert prompts.job(1, request).max_tokens == 0
+    with pytest.raises(ContextLengthExceeded):
+        prompts.job(1, CompletionRequest(model="m", prompt=(1, 2, 3, 4), echo=True))
+
+
+# Defaults
+
+
+def test_a_request_wins_over_models_yaml_which_wins_over_the_models_own_advice(plain: Prompts) -> None:
+    prompts = replace(
+        plain,
+        defaults=Defaults(temperature=0.0, top_k=7, max_tokens=4),
+        generation={"temperature": 0.6, "top_k": 20, "top_p": 0.9, "min_p": None, "do_sample": True},
+    )
+    open_ = prompts.job(1, chat(sampling=Sampling(seed=5)))
+    assert open_.sampling == Sampling(temperature=0.0, top_k=7, top_p=0.9, max_tokens=4, seed=5)
+    assert open_.max_tokens == 4
+    asked = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.2, repetition_penalty=1.0, max_tokens=9)
+    assert prompts.job(1, chat(sampling=asked)).sampling == asked
+
+
+def test_without_any_advice_everything_stays_open(plain: Prompts) -> None:
+    assert plain.job(1, chat()).sampling == Sampling()
+
+
+# Text paths
+
+
+def test_each_choice_gets_a_text_path_of_its_own(demo: Prompts) -> None:
+    job = demo.job(1, chat(sampling=Sampling(stop=("b",)), effort="none"))
+    first, second = demo.open_text(job), demo.open_text(job)
+    for token in demo.tokenizer.encode("abc", add_special_tokens=False):
+        first.push(token)
+    assert first is not second
+    assert isinstance(demo._channels(job), HarmonyChannels)
+    rest = [second.push(token) for token in demo.tokenizer.encode("ac", add_special_tokens=False)]
+    assert "".join(piece.content for piece in [*rest, second.finish()]) == "ac"
