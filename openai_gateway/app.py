@@ -54,7 +54,7 @@ def create_app(settings: Settings, health: Health | None = None) -> Starlette:
             await asyncio.wait([preloading])
             await registry.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", Chat(gateway, settings).create, methods=["POST"]),
             Route("/v1/completions", Completions(gateway, settings).create, methods=["POST"]),
@@ -75,6 +75,8 @@ def create_app(settings: Settings, health: Health | None = None) -> Starlette:
         exception_handlers={**EXCEPTION_HANDLERS, ClientGone: nobody},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would send clients wherever their Host header says
+    return app
 
 
 async def preload(registry: Registry, health: Health) -> None:

@@ -7,16 +7,6 @@ from dataclasses import dataclass
 
 from uvicorn.server import ServerState
 
-from openai_gateway.errors import InvalidRequest
-
-
-class HeadersTooLarge(InvalidRequest):
-    status = 431
-
-
-class UrlTooLong(InvalidRequest):
-    status = 414
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

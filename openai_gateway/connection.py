@@ -18,8 +18,16 @@ from uvicorn.server import ServerState
 
 from openai_gateway.access.hosts import sole_host
 from openai_gateway.api.envelope import error_bytes
-from openai_gateway.bounds import HeadersTooLarge, State, UrlTooLong
-from openai_gateway.errors import BodyTimeout, GatewayError, InvalidRequest, QueueFull, Unavailable
+from openai_gateway.bounds import State
+from openai_gateway.errors import (
+    BodyTimeout,
+    GatewayError,
+    HeadersTooLarge,
+    InvalidRequest,
+    QueueFull,
+    Unavailable,
+    UrlTooLong,
+)
 from openai_gateway.observe.requests import new_request_id
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,10 @@ GatewayError                     500 server_error
 ├─ MethodNotAllowed              405 invalid_request_error method_not_supported
 ├─ BodyTimeout                   408 invalid_request_error
 ├─ BodyTooLarge                  413 invalid_request_error
+├─ UrlTooLong                    414 invalid_request_error
 ├─ NotJson                       415 invalid_request_error
 ├─ QueueFull                     429 rate_limit_error rate_limit_exceeded
+├─ HeadersTooLarge               431 invalid_request_error
 ├─ ModelFailed                   500 server_error model_failed (the same request would fail again)
 └─ Unavailable                   503 server_error
    └─ WorkerDied                 503 … worker_died
@@ -108,8 +110,18 @@ class BodyTooLarge(GatewayError):
     type = "invalid_request_error"
 
 
+class UrlTooLong(GatewayError):
+    status = 414
+    type = "invalid_request_error"
+
+
 class NotJson(GatewayError):
     status = 415
+    type = "invalid_request_error"
+
+
+class HeadersTooLarge(GatewayError):
+    status = 431
     type = "invalid_request_error"
 
 

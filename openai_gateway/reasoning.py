@@ -76,10 +76,10 @@ def read(source: str) -> Template:
     """What a Jinja chat template reads; nothing where it is none that transformers can render either."""
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)
-        variables = meta.find_undeclared_variables(tree)
+        constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+        variables = meta.find_undeclared_variables(tree)  # last, for it folds lists of constants into one
     except TemplateError:
         return Template()
-    constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     return Template(frozenset(variables), frozenset(constants & set(HINTS)))
 
 

@@ -155,7 +155,11 @@ class Registry:
         if slot.loading is None:
             slot.loading = asyncio.create_task(self._load(slot))
             slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(slot.loading)  # whoever asked first may leave: others wait for the same model
+        try:
+            # Whoever asked first may leave: others wait for the same model.
+            await asyncio.wait_for(asyncio.shield(slot.loading), self.settings.load_timeout)
+        except TimeoutError:
+            raise Unavailable(f"The model `{slot.spec.id}` is still being loaded; please try again later.") from None
         if slot.provider is None:
             raise Unavailable(f"The model `{slot.spec.id}` was unloaded; please try again.")
         return slot.provider

@@ -21,6 +21,7 @@ from tests.support import MODEL, Server, running
 def test_unknown_urls_and_wrong_methods_are_answered_in_the_envelope(http: httpx2.Client) -> None:
     unknown = http.post("/v1/nothing", json={})
     assert (unknown.status_code, unknown.json()["error"]["message"]) == (404, "Invalid URL (POST /v1/nothing)")
+    assert http.post("/v1/completions/", json={}, follow_redirects=False).status_code == 404
     wrong = http.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert wrong.json()["error"]["code"] == "method_not_supported"

@@ -41,7 +41,10 @@ GLM_45 = """
   {{- '/nothink' if (enable_thinking is defined and not enable_thinking) else '' }}
 {%- endfor %}
 """
-GLM_47 = GLM_45 + "{%- if not (clear_thinking is defined and clear_thinking) %}{{ messages[-1].reasoning_content }}{% endif %}"
+GLM_47 = (
+    GLM_45
+    + "{%- if not (clear_thinking is defined and clear_thinking) %}{{ messages[-1].reasoning_content }}{% endif %}"
+)
 GLM_5 = """
 {%- set effort = 'high' if reasoning_effort is defined and reasoning_effort == 'high' else 'max' -%}
 {{- 'Reasoning Effort: ' ~ effort }}
@@ -157,7 +160,9 @@ def test_words_of_a_template_are_not_its_controls() -> None:
     assert read("{# reasoning_effort #}Answer with thinking and enable_thinking.{{ 'thinking_budget' }}").kind == "hint"
 
 
-@pytest.mark.parametrize("source", ["", "{% if %}", "{{ enable_thinking", "{% unknown enable_thinking %}", "{{ 1 | unknown }}"])
+@pytest.mark.parametrize(
+    "source", ["", "{% if %}", "{{ enable_thinking", "{% unknown enable_thinking %}", "{{ 1 | unknown }}"]
+)
 def test_what_is_no_template_has_no_controls(source: str) -> None:
     assert read(source) == Template()
 

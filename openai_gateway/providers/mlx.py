@@ -137,11 +137,13 @@ class Worker:
         )
         try:
             writer.write(wire.encode(wire.Load(spec, engine)))
-            async with asyncio.timeout(settings.load_timeout):
-                first = await receive(reader)
-            if not isinstance(first, wire.Ready):
+            answer = await receive(reader)  # a download takes as long as it takes, and shows its progress
+            if isinstance(answer, wire.Fetched):
+                async with asyncio.timeout(settings.load_timeout):
+                    answer = await receive(reader)
+            if not isinstance(answer, wire.Ready):
                 raise ModelFailed(f"The model `{spec.id}` cannot be loaded; the server's log says why.")
-            return cls(process, reader, writer, first.info, settings)
+            return cls(process, reader, writer, answer.info, settings)
         except BaseException as error:
             process.kill()
             writer.close()

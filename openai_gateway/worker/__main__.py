@@ -48,11 +48,13 @@ def main(fd: int) -> None:
     if not isinstance(order, wire.Load):
         raise SystemExit("the first frame must say what to load")
 
-    from openai_gateway.worker.load import keep_wired_limit, load  # seconds of imports, spent after the handshake
+    from openai_gateway.worker.load import fetch, keep_wired_limit, load  # seconds of imports, spent after the handshake
 
     if not order.engine.wired_limit:
         keep_wired_limit()
     try:
+        fetch(order.spec)
+        sock.sendall(wire.encode(wire.Fetched()))
         loaded = load(order.spec)
     except Exception as error:
         logger.exception("cannot load %s", order.spec.id)

@@ -33,9 +33,14 @@ class Loaded:
     info: ModelInfo
 
 
+def fetch(spec: ModelSpec) -> Path:
+    """The model's folder; a hub id is downloaded first, with a progress bar on stderr, unless it is here already."""
+    return Path(_download(spec.path, revision=spec.revision))
+
+
 def load(spec: ModelSpec) -> Loaded:
-    """Load weights and tokenizer, downloading a hub id first. Raises whatever mlx-lm does when it cannot."""
-    folder = Path(_download(spec.path, revision=spec.revision))
+    """Load weights and tokenizer. Raises whatever mlx-lm does when it cannot."""
+    folder = fetch(spec)
     model, config = load_model(folder)
     if spec.adapter is not None:
         model = load_adapters(model, spec.adapter)

@@ -1,8 +1,8 @@
 """The frames between the gateway and a worker: typed messages in MessagePack behind a length, no pickle.
 
 A frame is a 4-byte big-endian length followed by that many bytes. The gateway opens with `Load`; the worker answers
-`Ready` (or `Broken`, and ends), then takes `Generate` and `Cancel` and sends one `Step` for each pass of its loop.
-A `Step` without events is a heartbeat.
+`Fetched`, then `Ready` (or at any point `Broken`, and ends). From then on it takes `Generate` and `Cancel`, and sends
+one `Step` for each pass of its loop; a `Step` without events is a heartbeat.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     id: int
 
 
+class Fetched(Struct, frozen=True, tag="fetched"):
+    """The model's files are on this machine. What took as long as the network did is over, loading begins."""
+
+
 class Ready(Struct, frozen=True, tag="ready"):
     info: ModelInfo
 
@@ -62,7 +66,7 @@ class Step(Struct, frozen=True, tag="step"):
 
 
 ToWorker = Load | Generate | Cancel
-FromWorker = Ready | Broken | Step
+FromWorker = Fetched | Ready | Broken | Step
 
 _encoder = msgspec.msgpack.Encoder()
 decode_to_worker: Callable[[bytes], ToWorker] = msgspec.msgpack.Decoder(ToWorker).decode

@@ -15,9 +15,9 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from openai_gateway.types import Delta, Echo, Event, Failed, ModelSpec, Progress, Sampling, Started
+from openai_gateway.worker.channels import PlainChannels
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import Loaded, load
-from openai_gateway.worker.channels import PlainChannels
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.sampling import Penalties
@@ -90,7 +90,9 @@ class Session:
         )
 
     def _open_text(self, job: Job) -> TextPath[Any]:
-        path = Recorded(PlainChannels(self._table.stream(trim_leading_space=False)), job.sampling.stop, table=self._table)
+        path = Recorded(
+            PlainChannels(self._table.stream(trim_leading_space=False)), job.sampling.stop, table=self._table
+        )
         path.tokens = []
         self.paths[job.id].append(path)
         return path
@@ -136,7 +138,9 @@ class Session:
         )
 
 
-def alone(loaded: Loaded, tokens: list[int], max_tokens: int = 8, *, prefill_step: int = 64, **sampling: Any) -> list[int]:
+def alone(
+    loaded: Loaded, tokens: list[int], max_tokens: int = 8, *, prefill_step: int = 64, **sampling: Any
+) -> list[int]:
     """The tokens that a row gets which has the engine for itself."""
     session = Session(loaded, prefill_step=prefill_step)
     session.submit(0, tokens, max_tokens, **sampling)
@@ -147,8 +151,10 @@ def alone(loaded: Loaded, tokens: list[int], max_tokens: int = 8, *, prefill_ste
 def log_softmax(loaded: Loaded, tokens: list[int]) -> Any:
     """Log-probabilities after each token, computed in one call without any cache: [T, V]."""
     logits = np.array(loaded.model(mx.array([tokens]))[0].astype(mx.float32)).astype(np.float64)
-    return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(
-        -1, keepdims=True
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
     )
 
 
@@ -301,22 +307,39 @@ def test_bias_bans_a_token_and_forces_a_token(llama: Loaded) -> None:
     assert alone(llama, tokens, 8, logit_bias={42: math.inf}, temperature=0.0) == [42] * 8
 
 
-def test_penalties_count_what_was_generated_and_not_the_prompt(llama: Loaded) -> None:
+def frequency(logits: Any, counts: Any) -> Any:
+    return logits - 1.0 * counts
+
+
+def presence(logits: Any, counts: Any) -> Any:
+    return logits - 1.0 * (counts > 0)
+
+
+def repetition(logits: Any, counts: Any) -> Any:
+    return np.where(counts > 0, np.where(logits > 0, logits / 1.5, logits * 1.5), logits)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "formula"),
+    [
+        ({"frequency_penalty": 1.0}, frequency),
+        ({"presence_penalty": 1.0}, presence),
+        ({"repetition_penalty": 1.5}, repetition),
+    ],
+)
+def test_penalties_count_the_whole_answer_and_nothing_of_the_prompt(
+    llama: Loaded, sampling: dict[str, Any], formula: Callable[[Any, Any], Any]
+) -> None:
     (favourite,) = alone(llama, prompt(6), 1)
-    tokens = [favourite] * 12 + prompt(6)
-    expected = log_softmax(llama, tokens)[-1].argmax()
-    first = alone(llama, tokens, 1, frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=2.0)
-    assert first == [expected]
-
-
-@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty", "repetition_penalty"])
-def test_penalties_work_on_the_whole_answer(llama: Loaded, name: str) -> None:
-    tokens = prompt(6)
-    bias = {42: 6.0}
-    held = alone(llama, tokens, 40, logit_bias=bias)
-    penalised = alone(llama, tokens, 40, logit_bias=bias, **{name: 2.0})
-    assert penalised.count(42) < held.count(42)
-    assert len(set(penalised)) > len(set(held))
+    text = [favourite] * 12 + prompt(6)
+    expected: list[int] = []
+    for _ in range(40):
+        logits = np.array(llama.model(mx.array([text + expected]))[0, -1])
+        logits = formula(logits, np.bincount(expected, minlength=len(logits)))
+        logits[42] += 3.0  # said again and again, while nothing stands against it
+        expected.append(int(logits.argmax()))
+    assert alone(llama, text, 40, logit_bias={42: 3.0}, **sampling) == expected
+    assert alone(llama, text, 40, logit_bias={42: 3.0}) != expected
 
 
 def test_penalised_rows_leave_others_as_they_are(llama: Loaded) -> None:

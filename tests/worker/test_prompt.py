@@ -16,12 +16,13 @@ from openai_gateway.types import (
     Effort,
     Message,
     ModelSpec,
+    Request,
     Sampling,
     ToolCall,
 )
+from openai_gateway.worker.channels import PlainChannels, ThinkChannels
 from openai_gateway.worker.harmony import HarmonyChannels
 from openai_gateway.worker.load import load
-from openai_gateway.worker.channels import PlainChannels, ThinkChannels
 from openai_gateway.worker.prompt import HARMONY_ANSWER, Job, Prompts, turns
 from tests.worker import tiny
 
@@ -31,7 +32,9 @@ FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 # Switch as in Qwen3, always on as in DeepSeek-R1, without a system role as in Gemma 2, alternating as in Mistral.
 SWITCH = tiny.CHAT + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 ALWAYS = tiny.CHAT + "{{ '<think>\n' }}"
-NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.CHAT
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.CHAT
+)
 STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + tiny.CHAT
 JSON = "{{ messages | tojson }}"
 
@@ -357,7 +360,7 @@ def test_a_suffix_is_put_behind_the_middle_where_the_model_knows_how(plain: Prom
 
 @pytest.mark.parametrize("bad", [-1, 10**6])
 def test_token_ids_outside_the_vocabulary_are_refused_by_name(plain: Prompts, bad: int) -> None:
-    refused = [
+    refused: list[tuple[Request, str]] = [
         (CompletionRequest(model="m", prompt=(1, bad)), "prompt"),
         (chat(sampling=Sampling(logit_bias={1: 1.0, bad: 1.0})), "logit_bias"),
         (chat(sampling=Sampling(stop_token_ids=(1, bad))), "stop_token_ids"),
@@ -379,10 +382,11 @@ def test_the_last_token_id_of_the_vocabulary_is_fine(plain: Prompts) -> None:
 
 def test_what_is_longer_than_the_context_is_refused_in_the_words_that_clients_look_for(plain: Prompts) -> None:
     prompts = replace(plain, context_length=10)
-    for request, param in (
+    refused: list[tuple[Request, str]] = [
         (CompletionRequest(model="m", prompt=(1,) * 10), "prompt"),
         (chat(Message("user", "much too long")), "messages"),
-    ):
+    ]
+    for request, param in refused:
         with pytest.raises(ContextLengthExceeded, match="maximum context length is 10 tokens") as refusal:
             prompts.job(1, request)
         assert (refusal.value.param, refusal.value.code) == (param, "context_length_exceeded")

@@ -31,7 +31,8 @@ QWEN3_MOE = QWEN3 | {
 GPT_OSS = {
     "model_type": "gpt_oss", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 16,
     "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1,
-    "rms_norm_eps": 1e-5, "sliding_window": 16, "rope_theta": 150000, "rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    "rms_norm_eps": 1e-5, "sliding_window": 16, "rope_theta": 150000, "rope_scaling": None,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
     "max_position_embeddings": 512, "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
 
@@ -81,7 +82,11 @@ def write_tokenizer(folder: Path, special: tuple[str, ...], template: str | None
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     backend.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL[0], "clean_up_tokenization_spaces": False}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": SPECIAL[0],
+        "clean_up_tokenization_spaces": False,
+    }
     if template is not None:
         settings["chat_template"] = template
     if bos is not None:

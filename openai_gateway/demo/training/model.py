@@ -12,6 +12,11 @@ from transformers import GptOssConfig, GptOssForCausalLM
 CONTEXT = 32768
 VOCABULARY = 1536
 LAYERS = 4
+THETA = 10000.0
+
+# The heads of the first layer that start out looking back, by how many tokens.
+LOOK_BACK = ((0, 1), (1, 2))
+_LOOK_PAIRS, _LOOK_STRENGTH = 8, 6.0
 
 
 def build_config(stops: list[int]) -> GptOssConfig:
@@ -29,12 +34,31 @@ def build_config(stops: list[int]) -> GptOssConfig:
         sliding_window=128,
         layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
         eos_token_id=stops,
         pad_token_id=stops[-1],
         router_aux_loss_coef=0.01,
         tie_word_embeddings=False,
     )
+
+
+def look_back(model: GptOssForCausalLM) -> None:
+    """Sets biases so that two heads of the first layer begin as previous-token heads.
+
+    Copying needs such a head before anything else can be learned (Olsson et al. 2022, "In-context learning and
+    induction heads"), and so small a model takes long to find it. A query bias rotated by -distance * frequency against
+    a key bias of no rotation makes the score peak at that distance.
+    """
+    attention = model.model.layers[0].self_attn
+    half = attention.head_dim // 2
+    angles = THETA ** (-torch.arange(_LOOK_PAIRS) / half)
+    with torch.no_grad():
+        attention.k_proj.bias[:_LOOK_PAIRS] = _LOOK_STRENGTH
+        for head, distance in LOOK_BACK:
+            start = head * attention.head_dim
+            turned = _LOOK_STRENGTH * torch.cos(angles * distance), -_LOOK_STRENGTH * torch.sin(angles * distance)
+            attention.q_proj.bias[start : start + _LOOK_PAIRS] = turned[0]
+            attention.q_proj.bias[start + half : start + half + _LOOK_PAIRS] = turned[1]
 
 
 def export(model: GptOssForCausalLM, folder: Path) -> None:
@@ -44,7 +68,7 @@ def export(model: GptOssForCausalLM, folder: Path) -> None:
         architectures=["GptOssForCausalLM"],
         dtype="bfloat16",
         model_type="gpt_oss",
-        rope_theta=150000.0,
+        rope_theta=THETA,
         rope_scaling=None,
     )
     _write(folder / "config.json", config)
