@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from openai_gateway.errors import GatewayError
 from openai_gateway.types import Failed
@@ -48,14 +49,15 @@ def main(fd: int) -> None:
     if not isinstance(order, wire.Load):
         raise SystemExit("the first frame must say what to load")
 
-    from openai_gateway.worker.load import fetch, keep_wired_limit, load  # seconds of imports, spent after the handshake
+    # Imports that take seconds, spent after the handshake.
+    from openai_gateway.worker.load import fetch, keep_wired_limit, load
 
     if not order.engine.wired_limit:
         keep_wired_limit()
     try:
-        fetch(order.spec)
+        folder = fetch(order.spec)
         sock.sendall(wire.encode(wire.Fetched()))
-        loaded = load(order.spec)
+        loaded = load(replace(order.spec, path=str(folder)))
     except Exception as error:
         logger.exception("cannot load %s", order.spec.id)
         sock.sendall(wire.encode(wire.Broken(f"{type(error).__name__}: {error}")))

@@ -6,8 +6,6 @@ Works on its own thread beside the engine's loop: it reads the tokenizer and nev
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from openai_gateway import reasoning
 from openai_gateway.errors import ContextLengthExceeded, InvalidRequest
-from openai_gateway.types import ChatRequest, CompletionRequest, Defaults, Message, Request, Sampling
+from openai_gateway.types import ChatRequest, CompletionRequest, Defaults, Request, Sampling
 from openai_gateway.worker.channels import Channels, PlainChannels, ThinkChannels
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.harmony import HarmonyChannels, HarmonyTokens
 from openai_gateway.worker.parse import TextPath
+from openai_gateway.worker.turns import turns, without_system
 
 HARMONY_ANSWER = "<|channel|>final<|message|>"
 """What an assistant turn of harmony begins with when it answers without thinking, or goes on with a given text."""
@@ -181,20 +180,25 @@ class Prompts:
         prefix = ""
         if request.continue_final:
             prefix = messages.pop()["content"] or ""
-        text = self._render(messages, plan.kwargs | self._allowed(request.template_kwargs))
-        start_in = None
+        tokens = self._render(messages, plan.kwargs | self._allowed(request.template_kwargs))
+        opening, start_in = "", None
         if self.harmony is not None and (request.continue_final or effort == "none"):
-            text, start_in = text + HARMONY_ANSWER, "final"
-        elif self._leaves_thinking_open(text):
+            opening, start_in = HARMONY_ANSWER, "final"
+        elif self._leaves_thinking_open(tokens):
             if prefix or effort == "none":
                 # The answer begins now, so the thinking that the template opened ends before it.
-                prefix = f"{self.tokenizer.think_end}\n\n{prefix}"
+                opening = f"{self.tokenizer.think_end}\n\n"
             else:
                 start_in = "analysis"
-        return list(self.tokenizer.encode(text + prefix, add_special_tokens=False)), start_in
+        if opening:
+            tokens += self.tokenizer.encode(opening, add_special_tokens=False)
+        if prefix:
+            tokens += self.tokenizer.encode(prefix, add_special_tokens=False, split_special_tokens=True)
+        return tokens, start_in
 
-    def _leaves_thinking_open(self, text: str) -> bool:
-        return bool(self.tokenizer.has_thinking) and text.rstrip().endswith(self.tokenizer.think_start)
+    def _leaves_thinking_open(self, tokens: list[int]) -> bool:
+        end = self.tokenizer.decode(tokens[-16:]) if self.tokenizer.has_thinking else ""
+        return bool(end) and end.rstrip().endswith(self.tokenizer.think_start)
 
     def _allowed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         for name, value in kwargs.items():
@@ -204,7 +208,7 @@ class Prompts:
                 )
         return kwargs
 
-    def _render(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
+    def _render(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> list[int]:
         try:
             return self._applied(messages, kwargs)
         except TEMPLATE_ERRORS as error:
@@ -214,8 +218,12 @@ class Prompts:
                 return self._applied(folded, kwargs)
         raise InvalidRequest(f"The model's chat template refuses these messages: {refusal}", param="messages")
 
-    def _applied(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs))
+    def _applied(self, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> list[int]:
+        # Without `sanitize_control_tokens` a web page that holds `<|end|><|start|>system` ends the message that quotes
+        # it and speaks as the system. Templates that mlx-lm ships as Python functions do not know it.
+        if getattr(self.tokenizer, "_chat_template", None) is None:
+            kwargs = {"sanitize_control_tokens": True, **kwargs}
+        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kwargs))
 
 
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -225,56 +233,3 @@ _OURS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template)
     "messages", "bos_token", "eos_token", "pad_token", "unk_token",
 }  # fmt: skip
 """Names that a request sets through fields of their own, or not at all: `chat_template` would be code of its own."""
-
-
-def turns(messages: tuple[Message, ...], hint: str | None) -> Iterator[dict[str, Any]]:
-    """The messages as chat templates take them: one system message, first, with `hint` at its end; no null keys.
-
-    Templates read only the first system message (gpt-oss) or refuse later ones (Qwen), so those are joined.
-    """
-    rules = [m.content for m in messages if m.role in ("system", "developer") and m.content]
-    if hint is not None:
-        rules.append(hint)
-    if rules:
-        yield {"role": "system", "content": "\n\n".join(rules)}
-    names = {call.id: call.name for m in messages for call in m.tool_calls}
-    for message in messages:
-        if message.role not in ("system", "developer"):
-            yield _turn(message, names)
-
-
-def without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The same with the system message at the head of the first user turn, for templates that know none (Gemma)."""
-    match messages:
-        case [{"role": "system", "content": rules}, {"role": "user", "content": text} as first, *rest]:
-            return [{**first, "content": f"{rules}\n\n{text}"}, *rest]
-    return None
-
-
-def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
-    if message.reasoning:
-        # gpt-oss reads the first name, Qwen and DeepSeek the second.
-        turn |= {"thinking": message.reasoning, "reasoning_content": message.reasoning}
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if name := message.name or names.get(message.tool_call_id or ""):
-        turn["name"] = name
-    return turn
-
-
-def _arguments(text: str) -> Any:
-    """Templates encode arguments themselves: a text handed to them would be encoded twice."""
-    try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return text

@@ -23,7 +23,8 @@ from openai_gateway.types import (
 from openai_gateway.worker.channels import PlainChannels, ThinkChannels
 from openai_gateway.worker.harmony import HarmonyChannels
 from openai_gateway.worker.load import load
-from openai_gateway.worker.prompt import HARMONY_ANSWER, Job, Prompts, turns
+from openai_gateway.worker.prompt import HARMONY_ANSWER, Job, Prompts
+from openai_gateway.worker.turns import turns
 from tests.worker import tiny
 
 DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"

@@ -27,7 +27,7 @@ from openai_gateway.demo.training.skills import (
 )
 from openai_gateway.demo.training.tokenizer import token_id
 
-COPY_CHUNKS = 24
+COPY_CHUNKS = 16
 EFFORTS = ("low", "medium", "high")
 TEMPLATE = Path(__file__).parent.parent / "chat_template.jinja"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 CONTEXT = 32768
 VOCABULARY = 1536
@@ -17,6 +18,8 @@ THETA = 10000.0
 # The heads of the first layer that start out looking back, by how many tokens.
 LOOK_BACK = ((0, 1), (1, 2))
 _LOOK_PAIRS, _LOOK_STRENGTH = 8, 6.0
+# The slow rotary pairs that compare tokens, and how sharply.
+_MATCH_PAIRS, _MATCH_STRENGTH, _COPY_STRENGTH = 9, 2.0, 0.2
 
 
 def build_config(stops: list[int]) -> GptOssConfig:
@@ -42,23 +45,40 @@ def build_config(stops: list[int]) -> GptOssConfig:
     )
 
 
-def look_back(model: GptOssForCausalLM) -> None:
-    """Sets biases so that two heads of the first layer begin as previous-token heads.
+def prepare_copying(model: GptOssForCausalLM) -> None:
+    """Starts the model with one induction circuit, which repeating, recalling and adding all rest on.
 
-    Copying needs such a head before anything else can be learned (Olsson et al. 2022, "In-context learning and
-    induction heads"), and so small a model takes long to find it. A query bias rotated by -distance * frequency against
-    a key bias of no rotation makes the score peak at that distance.
+    Such a circuit (Olsson et al. 2022, "In-context learning and induction heads") is two heads, each useless without
+    the other, and so small a model takes long to find them. Layer 0 copies the previous token into a subspace of its
+    own; layer 1 looks there for the present token, and so finds what followed it before. Training changes all of it.
     """
-    attention = model.model.layers[0].self_attn
+    first, second = (model.model.layers[index].self_attn for index in (0, 1))
+    width, size = first.head_dim, model.config.hidden_size
+    basis = torch.linalg.qr(torch.randn(size, size))[0]
+    read, write, value = basis[:width], basis[width : 2 * width], basis[2 * width : 3 * width]
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+        model.model.embed_tokens.weight *= 5
+        _look_back(first)
+        first.v_proj.weight[:width] = read
+        first.o_proj.weight[:, :width] = write.T * _COPY_STRENGTH
+        slow = torch.arange(width) % (width // 2) >= width // 2 - _MATCH_PAIRS
+        second.q_proj.weight[:width] = read * slow[:, None] * _MATCH_STRENGTH
+        second.k_proj.weight[:width] = write * slow[:, None] * _MATCH_STRENGTH
+        second.v_proj.weight[:width] = value
+        second.o_proj.weight[:, :width] = value.T * _COPY_STRENGTH
+
+
+def _look_back(attention: GptOssAttention) -> None:
+    """Makes heads peak some tokens back: a query bias turned by -distance * frequency meets a key bias not turned."""
     half = attention.head_dim // 2
     angles = THETA ** (-torch.arange(_LOOK_PAIRS) / half)
-    with torch.no_grad():
-        attention.k_proj.bias[:_LOOK_PAIRS] = _LOOK_STRENGTH
-        for head, distance in LOOK_BACK:
-            start = head * attention.head_dim
-            turned = _LOOK_STRENGTH * torch.cos(angles * distance), -_LOOK_STRENGTH * torch.sin(angles * distance)
-            attention.q_proj.bias[start : start + _LOOK_PAIRS] = turned[0]
-            attention.q_proj.bias[start + half : start + half + _LOOK_PAIRS] = turned[1]
+    attention.k_proj.bias[:_LOOK_PAIRS] = _LOOK_STRENGTH
+    for head, distance in LOOK_BACK:
+        start = head * attention.head_dim
+        attention.q_proj.bias[start : start + _LOOK_PAIRS] = _LOOK_STRENGTH * torch.cos(angles * distance)
+        start += half
+        attention.q_proj.bias[start : start + _LOOK_PAIRS] = -_LOOK_STRENGTH * torch.sin(angles * distance)
 
 
 def export(model: GptOssForCausalLM, folder: Path) -> None:

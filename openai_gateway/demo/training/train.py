@@ -19,7 +19,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_fun
 
 from openai_gateway.demo.training import fast
 from openai_gateway.demo.training.corpus import Encoder, Sample, samples, texts
-from openai_gateway.demo.training.model import CONTEXT, VOCABULARY, build_config, export, look_back
+from openai_gateway.demo.training.model import CONTEXT, VOCABULARY, build_config, export, prepare_copying
 from openai_gateway.demo.training.tokenizer import save_tokenizer, stop_ids, train_tokenizer
 
 SEED = 20261121
@@ -110,7 +110,7 @@ class Trainer:
         self.state = State()
         self.encoder = Encoder(tokenizer)
         self.model = GptOssForCausalLM(build_config(stop_ids(tokenizer)))
-        look_back(self.model)
+        prepare_copying(self.model)
         fast.use_in(self.model)
         matrices = [weight for weight in self.model.parameters() if weight.dim() > 1]
         others = [weight for weight in self.model.parameters() if weight.dim() <= 1]

@@ -1,0 +1,62 @@
+"""The messages of a conversation as chat templates take them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from openai_gateway.types import Message
+
+
+def turns(messages: tuple[Message, ...], hint: str | None) -> Iterator[dict[str, Any]]:
+    """The messages as chat templates take them: one system message, first, with `hint` at its end; no null keys.
+
+    Templates read only the first system message (gpt-oss) or refuse later ones (Qwen), so those are joined.
+    """
+    rules = [m.content for m in messages if m.role in ("system", "developer") and m.content]
+    if hint is not None:
+        rules.append(hint)
+    if rules:
+        yield {"role": "system", "content": "\n\n".join(rules)}
+    names = {call.id: call.name for m in messages for call in m.tool_calls}
+    for message in messages:
+        if message.role not in ("system", "developer"):
+            yield _turn(message, names)
+
+
+def without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The same with the system message at the head of the first user turn, for templates that know none (Gemma)."""
+    match messages:
+        case [{"role": "system", "content": rules}, {"role": "user", "content": text} as first, *rest]:
+            return [{**first, "content": f"{rules}\n\n{text}"}, *rest]
+    return None
+
+
+def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+    if message.reasoning:
+        # gpt-oss reads the first name, Qwen and DeepSeek the second.
+        turn |= {"thinking": message.reasoning, "reasoning_content": message.reasoning}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if name := message.name or names.get(message.tool_call_id or ""):
+        turn["name"] = name
+    return turn
+
+
+def _arguments(text: str) -> Any:
+    """Templates encode arguments themselves: a text handed to them would be encoded twice."""
+    try:
+        return json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return text
