@@ -9,6 +9,7 @@ answer = client.chat.completions.create(
     model="gateway-demo",
     messages=[{"role": "user", "content": "Who are you?"}],
     n=3,
+    temperature=1,
     seed=1,
     logprobs=True,
     top_logprobs=2,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from codecs import getincrementaldecoder
 from collections.abc import AsyncGenerator, Container, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
@@ -171,11 +172,12 @@ class Reply:
 
     def _choice(self, index: int, choice: Choice, echo: Echo | None) -> CompletionChoice:
         entries = [*(echo.logprobs if echo else ()), *choice.logprobs]
+        text = (echo.text if echo else "") + "".join(choice.content)
         return CompletionChoice(
             index=index,
-            text=(echo.text if echo else "") + "".join(choice.content),
+            text=text,
             finish_reason=choice.finish or "stop",
-            logprobs=Layout().entries(entries) if self._asked.logprobs is not None else None,
+            logprobs=Layout().entries(entries, text) if self._asked.logprobs is not None else None,
         )
 
     async def stream(self, firsts: list[Event], generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[bytes]:
@@ -236,13 +238,17 @@ class Layout:
 
     def __init__(self) -> None:
         self._offset = 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
 
-    def entries(self, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], text: str = "") -> Logprobs:
-        """Arrays for these tokens; `text_offset` counts characters from the start of the choice's text."""
+    def entries(self, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], text: str) -> Logprobs:
+        """Arrays for these tokens of `text`; `text_offset` counts characters from the start of the choice's text."""
         offsets = []
         for entry in entries:
             offsets.append(self._offset)
-            self._offset += len(entry.token)
+            # A token that begins a prompt without standing in it was put there by the tokenizer. Of the tokens that
+            # make up one character, the last one has it.
+            if entry.logprob is not None or text.startswith(entry.token):
+                self._offset += len(self._decoder.decode(entry.raw))
         return Logprobs.model_construct(
             tokens=[entry.token for entry in entries],
             token_logprobs=[None if e.logprob is None else max(e.logprob, FLOOR) for e in entries],

@@ -108,6 +108,8 @@ def _generation(path: Path) -> dict[str, Any]:
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         with suppress(msgspec.ValidationError):
             advised[name] = getattr(msgspec.convert({name: values.get(name)}, Defaults), name)
+    if values.get("do_sample") is False:  # said on purpose: absent is false as well, and means nothing
+        advised["temperature"] = 0.0
     return advised
 
 

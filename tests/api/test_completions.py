@@ -169,3 +169,10 @@ def test_what_cannot_be_done_is_a_400_that_names_the_parameter(
 def test_an_unknown_model_is_a_404(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="davinci", prompt="x")
+
+
+def test_offsets_count_characters_also_where_several_tokens_make_one(http: httpx2.Client) -> None:
+    choice = only(post(http, prompt="a€b", echo=True, logprobs=0, max_tokens=0))
+    offsets = dict(zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True))
+    assert choice["text"] == "a€b"
+    assert offsets["b"] == 2

@@ -106,6 +106,16 @@ def test_broken_advice_does_not_keep_a_model_from_loading(tmp_path: Path) -> Non
     assert loaded(folder, defaults=Defaults(top_k=3)).prompts.generation == {}
 
 
+@pytest.mark.parametrize(
+    ("advice", "temperature"), [({"do_sample": False}, 0.0), ({"do_sample": True}, None), ({}, None)]
+)
+def test_a_model_that_is_not_to_be_sampled_is_greedy(
+    tmp_path: Path, advice: dict[str, bool], temperature: float | None
+) -> None:
+    generation = loaded(tiny.save(tmp_path, tiny.LLAMA, generation=advice)).prompts.generation
+    assert generation.get("temperature") == temperature
+
+
 def test_end_tokens_are_those_of_the_generation_config(tmp_path: Path) -> None:
     folder = tiny.save(tmp_path, tiny.LLAMA, generation={"eos_token_id": [256, 257]})
     assert loaded(folder).prompts.tokenizer.eos_token_ids == {256, 257}

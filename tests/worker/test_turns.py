@@ -1,0 +1,69 @@
+"""Messages as chat templates take them."""
+
+from __future__ import annotations
+
+import pytest
+
+from openai_gateway.types import Message, ToolCall
+from openai_gateway.worker.turns import turns, without_system
+
+
+def test_system_and_developer_messages_become_one_in_front_with_the_hint_at_its_end() -> None:
+    messages = (
+        Message("user", "a"), Message("system", "one"), Message("system", ""), Message("developer", "two"),
+        Message("assistant", "b"),
+    )  # fmt: skip
+    assert list(turns(messages, "think")) == [
+        {"role": "system", "content": "one\n\ntwo\n\nthink"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    assert next(turns((Message("user", "a"),), "think")) == {"role": "system", "content": "think"}
+    assert [turn["role"] for turn in turns((Message("user", "a"), Message("system", "")), None)] == ["user"]
+
+
+def test_turns_have_no_keys_without_a_value() -> None:
+    messages = (Message("user", "a"), Message("assistant", None), Message("assistant", "b", name="bob"))
+    assert list(turns(messages, None)) == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "b", "name": "bob"},
+    ]
+
+
+def test_reasoning_stands_under_both_names_that_templates_read() -> None:
+    (turn,) = turns((Message("assistant", "b", reasoning="because"),), None)
+    assert (turn["thinking"], turn["reasoning_content"]) == ("because", "because")
+
+
+def test_the_arguments_of_calls_are_objects_and_results_carry_the_name_of_their_call() -> None:
+    calls = (ToolCall("1", "add", '{"a": [1, 2]}'), ToolCall("2", "now", ""))
+    turned = list(
+        turns(
+            (
+                Message("assistant", None, tool_calls=calls),
+                Message("tool", "now!", tool_call_id="2"),
+                Message("tool", "3", tool_call_id="1"),
+                Message("tool", "?", tool_call_id="9", name="given"),
+            ),
+            None,
+        )
+    )
+    functions = [call["function"] for call in turned[0]["tool_calls"]]
+    assert functions == [{"name": "add", "arguments": {"a": [1, 2]}}, {"name": "now", "arguments": {}}]
+    assert [turn.get("name") for turn in turned[1:]] == ["now", "add", "given"]
+    assert turned[1]["tool_call_id"] == "2"
+
+
+@pytest.mark.parametrize("broken", ["{", "not json", "[" * 100_000])
+def test_arguments_that_are_no_json_stay_as_they_are(broken: str) -> None:
+    (turn,) = turns((Message("assistant", None, tool_calls=(ToolCall("1", "f", broken),)),), None)
+    assert turn["tool_calls"][0]["function"]["arguments"] == broken
+
+
+def test_a_system_message_can_go_to_the_head_of_the_first_user_turn() -> None:
+    system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}
+    answer = {"role": "assistant", "content": "Hi"}
+    assert without_system([system, user, answer]) == [{"role": "user", "content": "Be kind.\n\nHello"}, answer]
+    assert without_system([user]) is None
+    assert without_system([system, answer]) is None
