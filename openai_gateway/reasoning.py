@@ -77,10 +77,28 @@ def read(source: str) -> Template:
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)
         constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-        variables = meta.find_undeclared_variables(tree)  # last, for it folds lists of constants into one
+        variables = _read_first(tree, set())
+        variables &= meta.find_undeclared_variables(tree)  # last, for it folds lists of constants into one
     except TemplateError:
         return Template()
     return Template(frozenset(variables), frozenset(constants & set(HINTS)))
+
+
+def _read_first(node: nodes.Node, assigned: set[str]) -> set[str]:
+    """Names that are read before anything is assigned to them, which are those that the caller can set.
+
+    `jinja2.meta.find_undeclared_variables` knows macros and globals, but also names what one branch assigns and reads.
+    """
+    if isinstance(node, nodes.Name):
+        if node.ctx != "load":
+            assigned.add(node.name)
+        return set() if node.name in assigned else {node.name}
+    if isinstance(node, nodes.Macro | nodes.For | nodes.CallBlock):
+        assigned = set(assigned)  # a scope of its own
+    children = [*node.iter_child_nodes()]
+    if isinstance(node, nodes.Assign):
+        children.reverse()  # the value is read before the name has it
+    return {name for child in children for name in _read_first(child, assigned)}
 
 
 def plan(effort: Effort | None, template: Template) -> Plan:

@@ -156,6 +156,14 @@ def test_variables_that_a_template_sets_itself_are_not_its_controls() -> None:
     assert read(source).kind == "hint"
 
 
+def test_a_name_that_one_branch_assigns_and_reads_is_no_control() -> None:
+    branch = (
+        "{% for m in messages %}{% if m.role %}{% set thinking = m.thinking %}{{ thinking }}{% endif %}{% endfor %}"
+    )
+    assert read(branch).variables == {"messages"}
+    assert read("{% set thinking = thinking | default(true) %}{{ thinking }}").variables == {"thinking"}
+
+
 def test_words_of_a_template_are_not_its_controls() -> None:
     assert read("{# reasoning_effort #}Answer with thinking and enable_thinking.{{ 'thinking_budget' }}").kind == "hint"
 

@@ -31,12 +31,16 @@ CODES = {"missing": "missing_required_parameter", "json_invalid": "invalid_json"
 class StreamOptions(BaseModel):
     """`include_obfuscation` pads events against eavesdroppers on a network; nothing is lost without it."""
 
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class Reasoning(BaseModel):
     """OpenRouter's way to ask for reasoning; `effort` also stands there in the Responses API."""
+
+    model_config = ConfigDict(strict=True)
 
     effort: str | None = None
     enabled: bool | None = None
