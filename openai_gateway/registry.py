@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = ModelSpec(id="gateway-demo", path=str(Path(__file__).parent / "demo"), aliases=("demo",))
 
-LOADING = Unavailable("The model is still being loaded; please try again later.")
-NO_ROOM = Unavailable("Every model that may be loaded at once is in use; please try again.")
+LOADING = "The model is still being loaded; please try again later."
+NO_ROOM = "Every model that may be loaded at once is in use; please try again."
 
 
 def read_models(settings: Settings) -> list[ModelSpec]:
@@ -162,7 +162,7 @@ class Registry:
             # Whoever asked first may leave: others wait for the same model.
             await asyncio.wait_for(asyncio.shield(slot.loading), self.settings.load_timeout)
         except TimeoutError:
-            raise (LOADING if slot.resident else NO_ROOM) from None
+            raise Unavailable(LOADING if slot.resident else NO_ROOM) from None
         if slot.provider is None:
             raise Unavailable(f"The model `{slot.spec.id}` was unloaded; please try again.")
         return slot.provider
@@ -193,7 +193,7 @@ class Registry:
                         await self._change.wait()
                 slot.resident = True
         except TimeoutError:
-            raise NO_ROOM from None
+            raise Unavailable(NO_ROOM) from None
 
     async def _changed(self) -> None:
         async with self._change:
