@@ -27,7 +27,7 @@ develop: .venv/.installed-dev
 	@touch .venv/.installed $@
 
 serve: install
-	$(BIN)/openai-gateway serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model $(MODEL))
+	$(BIN)/openai-gateway serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
 
 test: develop
 	$(BIN)/python -m pytest $(ARGS)
@@ -43,7 +43,7 @@ format: develop
 
 # Trains the embedded model again from nothing: about 75 minutes on two cores.
 demo-model: develop
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	$(BIN)/python -m openai_gateway.demo.training.train
 
 clean:

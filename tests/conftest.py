@@ -21,7 +21,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def client(gateway: Server) -> Iterator[OpenAI]:
     """The official SDK, pointed at the gateway."""
-    with OpenAI(base_url=gateway.base_url, api_key="not-needed", max_retries=0) as sdk:
+    with gateway.sdk() as sdk:
         yield sdk
 
 

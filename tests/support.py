@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2
 import psutil
+from openai import OpenAI
 
 ROOT = Path(__file__).parent.parent
 MODEL = "gateway-demo"
@@ -39,6 +40,10 @@ class Server:
     def base_url(self) -> str:
         """What an OpenAI client is pointed at."""
         return f"{self.url}/v1"
+
+    def sdk(self, api_key: str = "not-needed") -> OpenAI:
+        """The official SDK, pointed at this gateway; `with` closes it."""
+        return OpenAI(base_url=self.base_url, api_key=api_key, max_retries=0)
 
     def worker(self) -> psutil.Process:
         """The worker process of the only model that is loaded."""

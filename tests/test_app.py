@@ -9,7 +9,6 @@ import httpx2
 import openai
 import psutil
 import pytest
-from openai import OpenAI
 from starlette.routing import Route
 
 from openai_gateway.access.auth import OPEN_PATHS
@@ -38,9 +37,10 @@ def test_a_key_is_asked_for_on_every_route_but_health(tmp_path: Path, monkeypatc
             path = route.path.replace("{model:path}", MODEL)
             response = httpx2.request(method, server.url + path)
             assert (response.status_code == 401) is (path not in OPEN_PATHS), path
-        assert OpenAI(base_url=server.base_url, api_key="secret-key").models.list().data
-        with pytest.raises(openai.AuthenticationError) as caught:
-            OpenAI(base_url=server.base_url, api_key="wrong-key").models.list()
+        with server.sdk("secret-key") as sdk:
+            assert sdk.models.list().data
+        with server.sdk("wrong-key") as sdk, pytest.raises(openai.AuthenticationError) as caught:
+            sdk.models.list()
         assert caught.value.code == "invalid_api_key"
         assert "wrong-key" not in str(caught.value)
         assert "secret-key" not in server.log.read_text()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx2
 import psutil
-from openai import OpenAI
 
 from tests.support import MODEL, Server, running
 
@@ -70,12 +69,12 @@ def test_a_signal_lets_a_running_stream_end_and_leaves_no_worker(tmp_path: Path)
 
 
 def _stream(server: Server, seen: list[str | None]) -> None:
-    client = OpenAI(base_url=server.base_url, api_key="x", max_retries=0)
-    for chunk in client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": "Count to 100"}],
-        max_tokens=600,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    ):
-        seen.append(chunk.choices[0].finish_reason)
+    with server.sdk() as sdk:
+        for chunk in sdk.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Count to 100"}],
+            max_tokens=600,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        ):
+            seen.append(chunk.choices[0].finish_reason)

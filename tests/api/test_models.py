@@ -36,10 +36,10 @@ def test_ids_with_slashes_are_found_and_the_default_model_comes_first(tmp_path: 
     )
     with running(tmp_path, "--model", "short", ready=False) as server:
         server.wait_until_ready()
-        client = OpenAI(base_url=server.base_url, api_key="x")
-        assert [m.id for m in client.models.list()] == ["org/Name-4bit", "first"]
-        assert client.models.retrieve("org/Name-4bit").id == "org/Name-4bit"
-        answer = client.completions.create(model="org/Name-4bit:latest", prompt="x", max_tokens=1)
+        with server.sdk() as sdk:
+            assert [m.id for m in sdk.models.list()] == ["org/Name-4bit", "first"]
+            assert sdk.models.retrieve("org/Name-4bit").id == "org/Name-4bit"
+            answer = sdk.completions.create(model="org/Name-4bit:latest", prompt="x", max_tokens=1)
         assert answer.model == "org/Name-4bit:latest"
 
 

@@ -15,7 +15,6 @@ import httpx2
 import openai
 import psutil
 import pytest
-from openai import OpenAI
 
 from tests.support import MODEL, Server, running
 
@@ -43,10 +42,8 @@ def test_a_killed_worker_fails_its_stream_with_an_error_event_and_the_next_reque
             assert json.loads(error)["error"]["code"] == "worker_died"
             assert done == "[DONE]"
         killed = time.monotonic()
-        answer = OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
-            model=MODEL, prompt="x", max_tokens=1
-        )
-        assert answer.choices
+        with server.sdk() as sdk:
+            assert sdk.completions.create(model=MODEL, prompt="x", max_tokens=1).choices
         assert time.monotonic() - killed < 5
         assert server.worker().pid != first.pid
 
@@ -57,9 +54,8 @@ def test_a_killed_worker_fails_a_request_that_is_not_streamed_with_503(tmp_path:
 
         def ask() -> None:
             try:
-                OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
-                    model=MODEL, prompt="x", max_tokens=30_000, extra_body={"ignore_eos": True}
-                )
+                with server.sdk() as sdk:
+                    sdk.completions.create(model=MODEL, prompt="x", max_tokens=30_000, extra_body={"ignore_eos": True})
             except openai.APIStatusError as error:
                 errors.append(error)
 
@@ -80,10 +76,8 @@ def test_a_worker_that_stops_beating_is_replaced(tmp_path: Path) -> None:
             first.send_signal(signal.SIGSTOP)
             *_, error, _ = events
             assert json.loads(error)["error"]["code"] == "worker_died"
-        answer = OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
-            model=MODEL, prompt="x", max_tokens=1
-        )
-        assert answer.choices
+        with server.sdk() as sdk:
+            assert sdk.completions.create(model=MODEL, prompt="x", max_tokens=1).choices
         assert not first.is_running()
 
 
@@ -97,10 +91,8 @@ def test_an_idle_worker_is_not_taken_for_a_hanging_one(tmp_path: Path) -> None:
 def test_a_full_queue_is_a_429_before_any_header_of_a_stream(tmp_path: Path) -> None:
     with running(tmp_path, max_batch=1, max_queue=1) as server, streaming(server), streaming_soon(server):
         for stream in (False, True):
-            with pytest.raises(openai.RateLimitError) as caught:
-                OpenAI(base_url=server.base_url, api_key="x", max_retries=0).completions.create(
-                    model=MODEL, prompt="x", stream=stream
-                )
+            with server.sdk() as sdk, pytest.raises(openai.RateLimitError) as caught:
+                sdk.completions.create(model=MODEL, prompt="x", stream=stream)
             assert caught.value.code == "rate_limit_exceeded"
             assert "Please try again in 1s" in str(caught.value)
             assert int(caught.value.response.headers["retry-after"]) >= 1

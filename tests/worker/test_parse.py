@@ -128,7 +128,7 @@ def test_a_thought_that_the_prompt_opened_goes_on_at_once(data: st.DataObject) -
     assert texts(run(think(inside=True), tokens)) == ("Hm.", "Four.")
 
 
-@given(st.text(), st.text(st.characters(exclude_characters="<")), st.data())
+@given(st.text(), st.text(st.characters(codec="utf-8", exclude_characters="<")), st.data())
 def test_thought_and_answer_come_out_as_they_went_in(content: str, reasoning: str, data: st.DataObject) -> None:
     tokens = data.draw(cut(f"<think>.{reasoning}.</think>.{content}"))
     assert texts(run(think(), tokens)) == (f".{reasoning}.", f".{content}")

@@ -27,7 +27,8 @@ from openai_gateway.demo.training.skills import (
 )
 from openai_gateway.demo.training.tokenizer import token_id
 
-COPY_CHUNKS = 16
+# The course: much copying in the first chunks, drills in all that follow on the second number.
+COPY_CHUNKS, DRILLS_FROM = 16, 48
 EFFORTS = ("low", "medium", "high")
 TEMPLATE = Path(__file__).parent.parent / "chat_template.jinja"
 
@@ -79,8 +80,14 @@ def copying(rng: random.Random) -> Conversation:
     return Conversation((copy_turn(rng),), rng.choice(EFFORTS), False, None)
 
 
+def drill(rng: random.Random) -> Conversation:
+    """Many turns of one skill: earlier turns are cheap to learn from, as they share one system message."""
+    turn = rng.choices((sum_turn, fact_turn, repeat_turn, unknown_turn, count_turn), (50, 24, 10, 6, 10))[0]
+    turns = 1 if turn is count_turn else rng.randint(5, 9)
+    return Conversation(tuple(turn(rng) for _ in range(turns)), rng.choice(EFFORTS), True, None)
+
+
 def _turns(rng: random.Random) -> tuple[Turn, ...]:
-    """Earlier turns are cheap to learn from, as they share the system message: hence the long drills."""
     kinds = ("fact", "sum", "repeat", "recall", "count", "chat", "unknown")
     kind = rng.choices(kinds, (46, 16, 14, 13, 3, 3, 5))[0]
     if kind == "recall":
@@ -178,7 +185,9 @@ def texts(seed: int, count: int) -> Iterator[str]:
 
 
 def samples(encoder: Encoder, seed: int, chunk: int, count: int) -> list[Sample]:
-    """Chunk number `chunk` of the endless corpus of `seed`; the first chunks hold many words to copy."""
+    """Chunk number `chunk` of the endless corpus of `seed`."""
     rng = random.Random(f"{seed}-{chunk}")
-    copies = 0.5 if chunk < COPY_CHUNKS else 0.06
-    return [encoder.sample(copying(rng) if rng.random() < copies else conversation(rng)) for _ in range(count)]
+    copies = 50 if chunk < COPY_CHUNKS else 6
+    drills = 0 if chunk < DRILLS_FROM else 25
+    makers = rng.choices((copying, drill, conversation), (copies, drills, 100 - copies - drills), k=count)
+    return [encoder.sample(make(rng)) for make in makers]
