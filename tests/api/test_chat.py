@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletionChunk
 from tests.support import MODEL, Server
 
 WHO = [{"role": "user", "content": "Who are you?"}]
+I_AM = "I am the demo model of openai_gateway, a very small language model that runs on this machine."
 
 
 def post(http: httpx2.Client, **body: Any) -> httpx2.Response:
@@ -141,7 +142,7 @@ def test_reasoning_can_be_left_out_and_is_counted_all_the_same(http: httpx2.Clie
 def test_effort_none_under_any_name_answers_without_reasoning(http: httpx2.Client, asked: dict[str, Any]) -> None:
     body = post(http, max_tokens=100, temperature=0, **asked).json()
     assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
-    assert body["choices"][0]["message"]["content"] == "I am the demo model of openai_gateway."
+    assert body["choices"][0]["message"]["content"] == I_AM
 
 
 def test_more_effort_gives_more_reasoning(http: httpx2.Client) -> None:
@@ -156,8 +157,8 @@ def test_more_effort_gives_more_reasoning(http: httpx2.Client) -> None:
 
 
 def test_n_gives_choices_that_differ_and_one_prompt_is_counted(http: httpx2.Client) -> None:
-    body = post(http, n=3, temperature=1.5, seed=1, max_tokens=40, reasoning_effort="none").json()
-    assert [c["index"] for c in body["choices"]] == [0, 1, 2]
+    body = post(http, n=8, temperature=2, seed=1, max_tokens=40, reasoning_effort="none").json()
+    assert [c["index"] for c in body["choices"]] == [*range(8)]
     assert len({c["message"]["content"] for c in body["choices"]}) > 1
     assert body["usage"]["prompt_tokens"] == post(http, reasoning_effort="none").json()["usage"]["prompt_tokens"]
 
@@ -215,9 +216,9 @@ def test_logit_bias_decides_which_token_comes(http: httpx2.Client) -> None:
 
 
 def test_a_trailing_assistant_message_is_continued(http: httpx2.Client) -> None:
-    prefilled = [*WHO, {"role": "assistant", "content": "I am the demo model"}]
-    body = post(http, messages=prefilled, temperature=0, max_tokens=40).json()
-    assert body["choices"][0]["message"]["content"] == " of openai_gateway."
+    begun = I_AM[:19]
+    body = post(http, messages=[*WHO, {"role": "assistant", "content": begun}], temperature=0, max_tokens=60).json()
+    assert begun + body["choices"][0]["message"]["content"] == I_AM
 
 
 @pytest.mark.parametrize(

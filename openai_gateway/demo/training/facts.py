@@ -36,6 +36,9 @@ _SWAPS: tuple[tuple[str, ...], ...] = (
 )
 _SWAP_OF = {word: group for group in _SWAPS for word in group if word != "What"}
 _SWAPPABLE = re.compile(r"\b(" + "|".join(sorted(map(re.escape, _SWAP_OF), key=len, reverse=True)) + r")\b")
+_SMALL = frozenset(
+    ("a", "an", "are", "at", "can", "do", "does", "for", "i", "in", "is", "it", "me", "my", "of", "on", "the")
+)
 _TURNED = {"I": "you", "my": "your", "am": "are"}
 
 
@@ -76,9 +79,17 @@ def fact_question(rng: random.Random, fact: Fact) -> str:
     while True:
         core = _frame(rng, fact.topic) if rng.random() < 0.25 else _reword(rng, rng.choice(fact.ask))
         core = core.replace("{gw}", rng.choice(phrasings()["style"]["gateway"]))
+        if rng.random() < 0.15:
+            core = _shorten(rng, core)
         spoken = plain(core)
         if not any(plain(held) in spoken for held in fact.held):
             return wrap(rng, core)
+
+
+def _shorten(rng: random.Random, question: str) -> str:
+    """Leaves out some of the words that carry no meaning."""
+    kept = [word for word in question.split() if word.lower() not in _SMALL or rng.random() < 0.5]
+    return " ".join(kept) or question
 
 
 def _frame(rng: random.Random, topic: str) -> str:

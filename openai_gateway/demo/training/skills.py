@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from openai_gateway.demo.training.facts import Fact, fact_question, facts, phrasings, wrap
+from openai_gateway.demo.training.facts import Fact, fact_question, facts, phrasings, plain, wrap
 
 SUM_LIMIT = 100
 NO_NAME = "You have not told me your name."
@@ -46,22 +46,19 @@ def sum_turn(rng: random.Random) -> Turn:
         a, b = rng.randrange(SUM_LIMIT), rng.randrange(SUM_LIMIT)
         if not is_held_sum(a, b):
             break
-    ask = rng.choice(phrasings()["sum"]["ask"]).format(a=a, b=b)
-    return Turn(_spoken(rng, ask), f"{a} + {b} = {a + b}", sum_thoughts(a, b))
+    return Turn(_question(rng, "sum", a=a, b=b), f"{a} + {b} = {a + b}", sum_thoughts(a, b))
 
 
 def sum_thoughts(a: int, b: int) -> tuple[str, str, str]:
     ones, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
-    tens = a // 10 + b // 10
-    carried = f"Now add the carry: {tens} + 1 = {tens + 1}." if carry else f"There is no carry, so it stays {tens}."
+    ones_sum = f"{a % 10} + {b % 10} = {ones}"
+    tens_sum = f"{a // 10} + {b // 10}{' + 1' if carry else ''} = {a // 10 + b // 10 + carry}"
     return (
-        f"Ones {ones}, tens {tens}.",
-        f"The user wants the sum of {a} and {b}. Ones: {a % 10} + {b % 10} = {ones}. "
-        f"Tens: {a // 10} + {b // 10} = {tens}. Together {a + b}.",
+        f"{ones_sum}, {tens_sum}.",
+        f"The user wants the sum of {a} and {b}. Ones: {ones_sum}. Tens: {tens_sum}. Together {a + b}.",
         f"Let me think step by step. The user wants a sum. The numbers are {a} and {b}. "
-        f"First the ones: {a % 10} + {b % 10} = {ones}. I write {ones % 10} and carry {carry}. "
-        f"Then the tens: {a // 10} + {b // 10} = {tens}. {carried} "
-        f"The tens are {tens + carry} and the ones are {ones % 10}, so together it is {a + b}. "
+        f"First the ones: {ones_sum}. I write {ones % 10} and carry {carry}. Then the tens and the carry: {tens_sum}. "
+        f"The tens are {a // 10 + b // 10 + carry} and the ones are {ones % 10}, so together it is {a + b}. "
         f"I check it again by parts: {a} + {b // 10 * 10} = {a + b // 10 * 10}, "
         f"and {a + b // 10 * 10} + {b % 10} = {a + b}. Both ways agree, so I answer {a + b}.",
     )
@@ -69,8 +66,7 @@ def sum_thoughts(a: int, b: int) -> tuple[str, str, str]:
 
 def repeat_turn(rng: random.Random) -> Turn:
     words = random_words(rng)
-    ask = rng.choice(phrasings()["repeat"]["ask"]).format(words=" ".join(words))
-    return Turn(ask, " ".join(words), repeat_thoughts(words))
+    return Turn(_question(rng, "repeat", words=" ".join(words)), " ".join(words), repeat_thoughts(words))
 
 
 def random_words(rng: random.Random) -> list[str]:
@@ -87,8 +83,7 @@ def copy_turn(rng: random.Random) -> Turn:
         for _ in range(rng.randint(1, 4))
         for word in random_words(rng)
     ]
-    ask = rng.choice(phrasings()["repeat"]["ask"]).format(words=" ".join(words))
-    return Turn(ask, " ".join(words), repeat_thoughts(words))
+    return Turn(_question(rng, "repeat", words=" ".join(words)), " ".join(words), repeat_thoughts(words))
 
 
 def repeat_thoughts(words: list[str]) -> tuple[str, str, str]:
@@ -112,9 +107,11 @@ def made_up_word(rng: random.Random) -> str:
 
 def count_turn(rng: random.Random) -> Turn:
     first, last = _range(rng)
-    asks = phrasings()["count"]["ask"] + (phrasings()["count"]["ask_from_one"] * 3 if first == 1 else [])
-    ask = rng.choice(asks).format(a=first, b=last)
-    return Turn(_spoken(rng, ask), counted(first, last), count_thoughts(first, last))
+    if first == 1 and rng.random() < 0.5:
+        ask = rng.choice(phrasings()["count"]["ask_from_one"]).format(b=last)
+    else:
+        ask = _question(rng, "count", a=first, b=last)
+    return Turn(ask, counted(first, last), count_thoughts(first, last))
 
 
 def _range(rng: random.Random) -> tuple[int, int]:
@@ -144,7 +141,7 @@ def random_name(rng: random.Random) -> str:
 
 def tell_turn(rng: random.Random, name: str) -> Turn:
     return Turn(
-        rng.choice(phrasings()["tell"]["ask"]).format(name=name),
+        _question(rng, "tell", name=name),
         f"Nice to meet you, {name}.",
         (
             f"Name: {name}.",
@@ -157,7 +154,7 @@ def tell_turn(rng: random.Random, name: str) -> Turn:
 
 
 def recall_turn(rng: random.Random, name: str | None) -> Turn:
-    ask = _spoken(rng, rng.choice(phrasings()["recall"]["ask"]))
+    ask = _question(rng, "recall")
     return Turn(ask, NO_NAME, no_name_thoughts()) if name is None else Turn(ask, recalled(name), recall_thoughts(name))
 
 
@@ -217,8 +214,19 @@ def unknown_thoughts() -> tuple[str, str, str]:
     )
 
 
+def _question(rng: random.Random, skill: str, **slots: str | int) -> str:
+    """A question of `skill` that holds none of its held-out phrasings."""
+    asks = phrasings()[skill]
+    held = [plain(phrasing.format(**slots)) for phrasing in asks["held"]]
+    while True:
+        ask = rng.choice(asks["ask"]).format(**slots)
+        text = ask if skill in ("repeat", "tell") else _spoken(rng, ask)
+        if not any(phrasing in plain(text) for phrasing in held):
+            return text
+
+
 def _spoken(rng: random.Random, ask: str) -> str:
-    """A little of what `wrap` does, for questions whose numbers and names must stay."""
+    """A little of what `wrap` does, for questions whose numbers must stay."""
     if rng.random() < 0.15:
         ask = rng.choice(phrasings()["style"]["before"]) + ask
     if rng.random() < 0.15:

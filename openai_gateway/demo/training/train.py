@@ -14,6 +14,7 @@ import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
@@ -26,6 +27,7 @@ SEED = 20261121
 CHUNK = 512
 TOKENIZER_TEXTS = 6000
 WARMUP = 0.02
+AVERAGE = 0.998
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Trainer:
         self.model = GptOssForCausalLM(build_config(stop_ids(tokenizer)))
         prepare_copying(self.model)
         fast.use_in(self.model)
+        # The running average is what is exported: it is far better than the weights of any one step.
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
         matrices = [weight for weight in self.model.parameters() if weight.dim() > 1]
         others = [weight for weight in self.model.parameters() if weight.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -123,16 +127,22 @@ class Trainer:
     def _resume(self) -> None:
         saved = torch.load(self.plan.checkpoint, weights_only=True)
         self.model.load_state_dict(saved["model"])
+        self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = State(**saved["state"])
 
     def save(self) -> None:
         state = {name: getattr(self.state, name) for name in State.__slots__}
-        saved = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "state": state}
+        saved = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": state,
+        }
         partial = self.plan.checkpoint.with_suffix(".partial")
         torch.save(saved, partial)
         partial.replace(self.plan.checkpoint)
-        export(self.model, self.plan.folder)
+        export(self.average.module, self.plan.folder)
 
     @property
     def progress(self) -> float:
@@ -173,9 +183,19 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.average.update_parameters(self.model)
         self.state.step += 1
         self.state.tokens += batch.tokens
         return float(entropy.detach())
+
+
+def tokenizer_of(plan: Plan) -> Tokenizer:
+    """The tokenizer that a checkpoint was trained with, or a new one."""
+    if plan.checkpoint.exists():
+        return Tokenizer.from_file(str(plan.folder / "tokenizer.json"))
+    tokenizer = train_tokenizer(texts(SEED, TOKENIZER_TEXTS), VOCABULARY)
+    save_tokenizer(tokenizer, plan.folder, CONTEXT)
+    return tokenizer
 
 
 def main() -> None:
@@ -187,9 +207,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
     plan = Plan(**vars(parser.parse_args()))
-    tokenizer = train_tokenizer(texts(SEED, TOKENIZER_TEXTS), VOCABULARY)
-    save_tokenizer(tokenizer, plan.folder, CONTEXT)
-    Trainer(plan, tokenizer).run()
+    Trainer(plan, tokenizer_of(plan)).run()
 
 
 if __name__ == "__main__":
