@@ -13,12 +13,9 @@ from openai_gateway.types import EFFORTS, Effort, Event, Sampling
 
 B = TypeVar("B", bound="Body")
 
-_UNION_MEMBERS = (
-    "str",
-    "list[str]",
-    "list[int]",
-    "list[list[int]]",
-)  # how pydantic names a place inside `str | list[…]`
+
+Count = Annotated[int, Field(le=2**31 - 1)]
+"""Any number of tokens, or the id of one; more bits do not fit where it goes."""
 
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -63,21 +60,21 @@ class Body(BaseModel):
     model: str = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Count, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Count, Field(ge=-1)] | None = None
     min_p: Fraction | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Any = None
+    stop_token_ids: Annotated[list[Count], Field(fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     seed: Int64 | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None
     user: str | None = None
 
     @property
@@ -100,11 +97,6 @@ class Body(BaseModel):
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """What is asked of the sampler."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if any(not text for text in stop):
-            raise InvalidRequest("A stop sequence must not be empty.", param="stop")
-        if len(stop) > 64:
-            raise InvalidRequest("At most 64 stop sequences may be given.", param="stop")
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,
@@ -117,20 +109,32 @@ class Body(BaseModel):
             logit_bias=_token_ids(self.logit_bias or {}),
             seed=self.seed,
             n=self.n or 1,
-            stop=tuple(stop),
+            stop=_stops(self.stop),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
         )
 
 
-def _token_ids(bias: dict[str, float]) -> dict[int, float]:
+def _stops(stop: Any) -> tuple[str, ...]:
+    """One text or several. What they may hold is bounded: each row of the batch has an automaton made of them."""
+    texts = [] if stop is None else stop if isinstance(stop, list) else [stop]
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text:
+            param = f"stop[{place}]" if isinstance(stop, list) else "stop"
+            raise InvalidRequest(f"'{param}' must be a text that is not empty.", param=param)
+    if len(texts) > 64 or sum(map(len, texts)) > 4096:
+        raise InvalidRequest("At most 64 stop sequences of 4096 characters in all may be given.", param="stop")
+    return tuple(texts)
+
+
+def _token_ids(bias: dict[str, Any]) -> dict[int, float]:
     if len(bias) > 1024:
         raise InvalidRequest("'logit_bias' may hold at most 1024 tokens.", param="logit_bias")
     for key, value in bias.items():
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise InvalidRequest("The keys of 'logit_bias' are token ids of this model.", param="logit_bias")
-        if not -100 <= value <= 100:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
             raise InvalidRequest("The values of 'logit_bias' are between -100 and 100.", param="logit_bias")
     return {int(key): value for key, value in bias.items()}
 
@@ -140,6 +144,8 @@ def effort(name: str, value: str | None) -> Effort | None:
     for level in EFFORTS:
         if value == level:
             return level
+    if value == "ultra":
+        return "max"
     if value is None:
         return None
     raise InvalidRequest(f"'{name}' must be one of {', '.join(EFFORTS)}.", param=name, code="invalid_value")
@@ -159,15 +165,12 @@ async def read(request: Request, body: type[B]) -> B:
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:
-    # Of a union's errors, the one that got furthest in says most: `stop[1]`, not that `stop` is no string.
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    detail = max((d for d in details if d["loc"][:1] == details[0]["loc"][:1]), key=lambda d: len(d["loc"]))
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kind = detail["type"]
     code = CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     if not detail["loc"]:
         return InvalidRequest(f"The request body is not valid: {detail['msg']}.", code=code)
-    steps = [step for step in detail["loc"][1:] if isinstance(step, int) or step not in _UNION_MEMBERS]
-    param = str(detail["loc"][0]) + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    param = str(detail["loc"][0]) + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in detail["loc"][1:])
     return InvalidRequest(f"Invalid '{param}': {detail['msg']}.", param=param, code=code)
 
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from openai_gateway.api import body
 from openai_gateway.api.messages import MessageBody
-from openai_gateway.errors import InvalidRequest
+from openai_gateway.errors import InvalidRequest, UnsupportedParameter
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
@@ -46,8 +46,8 @@ class ChatBody(body.Body):
         **dict.fromkeys(("thinking_budget", "thinking_token_budget", "reasoning_budget"), (-1,)),
     }
 
-    messages: list[MessageBody] = Field(min_length=1)
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
+    max_completion_tokens: Annotated[body.Count, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning_effort: str | None = None
@@ -58,11 +58,11 @@ class ChatBody(body.Body):
     thinking: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: dict[str, Any] | None = Field(None, max_length=16)
     service_tier: str | None = None
 
-    def request(self, max_n: int) -> ChatRequest:
-        """What is asked for. Raises `InvalidRequest`."""
+    def request(self, max_n: int, default: Effort | None = None) -> ChatRequest:
+        """What is asked for; `default` is the model's own effort. Raises `InvalidRequest`."""
         self.check(max_n)
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
@@ -78,15 +78,15 @@ class ChatBody(body.Body):
                 max_tokens=self.max_completion_tokens or self.max_tokens,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             ),
-            effort=self.effort(),
-            template_kwargs=self.chat_template_kwargs or {},
+            effort=self.effort(default),
+            template_kwargs=self._template_kwargs(),
             continue_final=prefilled and self.continue_final_message is not False,
         )
 
-    def effort(self) -> Effort | None:
-        """The reasoning effort under any of its names; a switch that is off means none."""
+    def effort(self, default: Effort | None) -> Effort | None:
+        """The reasoning effort under any of its names; a switch means none, or any at all."""
         if self.reasoning is not None and self.reasoning.max_tokens is not None:
-            raise InvalidRequest("'reasoning.max_tokens' is not supported yet.", param="reasoning.max_tokens")
+            raise UnsupportedParameter("'reasoning.max_tokens' is not supported yet.", param="reasoning.max_tokens")
         named = (
             body.effort("reasoning_effort", self.reasoning_effort)
             or body.effort("reasoning.effort", self.reasoning.effort if self.reasoning else None)
@@ -94,8 +94,31 @@ class ChatBody(body.Body):
         )
         if named is not None:
             return named
-        switches = (self.enable_thinking, self.thinking, self.reasoning.enabled if self.reasoning else None)
-        return "none" if any(switch in (False, {"type": "disabled"}) for switch in switches) else None
+        switches = (self.enable_thinking, self._thinking(), self.reasoning.enabled if self.reasoning else None)
+        if False in switches:
+            return "none"
+        return (default if default != "none" else "medium") if True in switches else None
+
+    def _thinking(self) -> bool | None:
+        """`thinking` as DeepSeek, GLM and Anthropic have it: a switch, or an object with a type."""
+        if self.thinking is None or isinstance(self.thinking, bool):
+            return self.thinking
+        kind = self.thinking.get("type") if isinstance(self.thinking, dict) else None
+        if kind not in ("enabled", "adaptive", "disabled"):
+            raise InvalidRequest(
+                "'thinking' must be a boolean or have a 'type' of enabled or disabled.", param="thinking"
+            )
+        if kind == "enabled" and self.thinking.get("budget_tokens"):
+            raise UnsupportedParameter("'thinking.budget_tokens' is not supported yet.", param="thinking.budget_tokens")
+        return bool(kind != "disabled")
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        """Which of them a template takes is the worker's to say; nested and endless ones go nowhere."""
+        kwargs = self.chat_template_kwargs or {}
+        for name, value in kwargs.items():
+            if not isinstance(value, str | int | float) or (isinstance(value, int) and abs(value) >= 2**63):
+                raise InvalidRequest(f"'{name}' must be a text, a number or a boolean.", param="chat_template_kwargs")
+        return kwargs
 
     @property
     def hide_reasoning(self) -> bool:
@@ -112,8 +135,8 @@ class Chat:
 
     async def create(self, http: Request) -> Response:
         asked = await body.read(http, ChatBody)
-        request = asked.request(self._settings.max_n)
-        self._gateway.registry.resolve(request.model)
+        spec = self._gateway.registry.resolve(asked.model)
+        request = asked.request(self._settings.max_n, spec.defaults.reasoning_effort)
         reply = Reply(asked)
         events = self._gateway.generate(request)
         if not asked.stream:

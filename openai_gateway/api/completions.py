@@ -26,8 +26,6 @@ from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
 from openai_gateway.types import CompletionRequest, Delta, Echo, Event, TokenLogprob, Usage
 
-Token = Annotated[int, Field(ge=0)]
-
 
 class CompletionBody(body.Body):
     """The parameters of a completion. `max_tokens` is 16 where it is not given, as the API reference says."""
@@ -37,9 +35,9 @@ class CompletionBody(body.Body):
         "response_format": ({"type": "text"},),
     }
 
-    prompt: str | list[str] | list[Token] | list[list[Token]] | None = None
+    prompt: Any = None
     suffix: str | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[body.Count, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -80,18 +78,30 @@ class CompletionBody(body.Body):
             raise InvalidRequest("'echo' cannot be combined with 'suffix'.", param="echo")
 
     def _prompts(self, most: int) -> list[str | tuple[int, ...]]:
+        """A text, a list of them, the tokens of one prompt, or a list of those. By hand: a union of lists, refused,
+        is a list of errors for each of its members."""
         prompt = "" if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return [prompt]
-        if not prompt or any(item == [] for item in prompt):
-            raise InvalidRequest("'prompt' must not be an empty list.", param="prompt")
-        if not isinstance(prompt[0], int) and len(prompt) > most:
-            raise InvalidRequest(f"At most {most} prompts may be sent at once to this server.", param="prompt")
+        if not isinstance(prompt, list) or not prompt:
+            raise InvalidRequest(
+                "'prompt' must be a text, tokens, or a list of either that is not empty.", param="prompt"
+            )
         if isinstance(prompt[0], int):
-            if self.suffix:
-                raise InvalidRequest("'suffix' needs a text as its prompt.", param="suffix")
-            return [tuple(prompt)]
-        return [item if isinstance(item, str) else tuple(item) for item in prompt]
+            return [self._tokens(prompt, "prompt")]
+        if len(prompt) > most:
+            raise InvalidRequest(f"At most {most} prompts may be sent at once to this server.", param="prompt")
+        return [p if isinstance(p, str) else self._tokens(p, f"prompt[{i}]") for i, p in enumerate(prompt)]
+
+    def _tokens(self, tokens: Any, where: str) -> tuple[int, ...]:
+        if not isinstance(tokens, list) or not tokens:
+            raise InvalidRequest(f"'{where}' must be a text or tokens.", param=where)
+        if self.suffix:
+            raise InvalidRequest("'suffix' needs a text as its prompt.", param="suffix")
+        for place, token in enumerate(tokens):
+            if type(token) is not int or not 0 <= token < 2**31:
+                raise InvalidRequest(f"'{where}[{place}]' must be a token id.", param=f"{where}[{place}]")
+        return tuple(tokens)
 
 
 class Completions:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from openai_gateway.errors import InvalidRequest, UnsupportedParameter
 from openai_gateway.types import Message, ToolCall
@@ -40,7 +40,7 @@ class MessageBody(BaseModel):
     reasoning: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None
-    tool_calls: list[ToolCallBody] | None = None
+    tool_calls: Annotated[list[ToolCallBody], Field(fail_fast=True)] | None = None
     function_call: FunctionBody | None = None
     tool_call_id: str | None = None
 
