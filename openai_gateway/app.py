@@ -27,7 +27,6 @@ from openai_gateway.api.completions import Completions
 from openai_gateway.api.envelope import EXCEPTION_HANDLERS
 from openai_gateway.api.health import Health
 from openai_gateway.api.models import Models
-from openai_gateway.errors import GatewayError
 from openai_gateway.gateway import Gateway
 from openai_gateway.observe.requests import RequestLog, configure_logging
 from openai_gateway.registry import Registry, read_models
@@ -37,16 +36,16 @@ from openai_gateway.sse import ClientGone
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, health: Health | None = None) -> Starlette:
-    """The ASGI application. Raises `SettingsError` when models.yaml is wrong."""
+def create_app(settings: Settings) -> Starlette:
+    """The ASGI application; `app.state.health` is to be told when it drains. Raises `SettingsError`."""
     registry = Registry(read_models(settings), settings)
     gateway = Gateway(registry)
-    health = health or Health()
+    health = Health(registry)
     models = Models(registry, settings)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        preloading = asyncio.create_task(preload(registry, health))
+        preloading = asyncio.create_task(registry.preload())
         try:
             yield
         finally:
@@ -75,20 +74,9 @@ def create_app(settings: Settings, health: Health | None = None) -> Starlette:
         exception_handlers={**EXCEPTION_HANDLERS, ClientGone: nobody},
         lifespan=lifespan,
     )
+    app.state.health = health
     app.router.redirect_slashes = False  # it would send clients wherever their Host header says
     return app
-
-
-async def preload(registry: Registry, health: Health) -> None:
-    """Load the default model and those marked `preload`; then the gateway is ready."""
-    names = [spec.id for place, spec in enumerate(registry.specs) if place == 0 or spec.preload]
-    try:
-        await registry.load(names)
-    except GatewayError as error:
-        logger.error("%s", error.message)
-        health.waiting_for = error.message
-    else:
-        health.waiting_for = None
 
 
 async def nobody(_: Request, __: Exception) -> Response:
@@ -114,13 +102,9 @@ def cors(settings: Settings) -> list[Middleware]:
 def serve(settings: Settings) -> None:
     """Run the gateway until a signal ends it. Raises `SettingsError`, and OSError when the port is taken."""
     configure_logging(settings.log_level, settings.log_format)
-    health = Health()
-
-    def drain() -> None:
-        health.waiting_for = "the server is shutting down"
-
+    app = create_app(settings)
     server.run(
-        create_app(settings, health),
+        app,
         host=settings.host,
         port=settings.port,
         bounds=server.Bounds(
@@ -133,6 +117,6 @@ def serve(settings: Settings) -> None:
             keep_alive=settings.keep_alive,
         ),
         drain_timeout=settings.drain_timeout,
-        on_drain=drain,
+        on_drain=app.state.health.drain,
         ready=lambda url: logger.info("serving on %s/v1", url),
     )

@@ -10,17 +10,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import yaml
 from msgspec.structs import replace
 
 from openai_gateway import providers
-from openai_gateway.errors import ModelNotFound, Unavailable
+from openai_gateway.errors import GatewayError, ModelNotFound, Unavailable
 from openai_gateway.settings import Settings, SettingsError
 from openai_gateway.types import ModelInfo, ModelSpec, Provider
 
@@ -88,11 +87,16 @@ class Slot:
     provider: Provider | None = None
     """Loaded, and able to answer."""
     loading: asyncio.Task[None] | None = None
+    unloading: asyncio.Task[None] | None = None
     resident: bool = False
     """Has one of the `max_loaded_models` places, from before it is loaded until after it is unloaded."""
     leases: int = 0
     used: float = 0.0
     expiry: asyncio.TimerHandle | None = None
+    awaited: bool = False
+    """Is to be loaded at the start, and was not yet."""
+    failure: str | None = None
+    """Why it could not be loaded the last time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +109,6 @@ class Registry:
     created: int = field(default_factory=lambda: int(time.time()))
     _slots: list[Slot] = field(init=False)
     _change: asyncio.Condition = field(init=False, default_factory=asyncio.Condition)
-    _unloads: set[asyncio.Task[Any]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self._slots = [Slot(spec) for spec in self.specs]
@@ -140,11 +143,27 @@ class Registry:
             if not slot.leases:
                 await self._released(slot)
 
-    async def load(self, names: Iterable[str]) -> None:
-        """Load these models now, for `preload`."""
-        for name in names:
-            async with self.lease(name):
-                pass
+    async def preload(self) -> None:
+        """Load the default model and those that models.yaml marks; one that fails does not stop the next."""
+        wanted = [slot for place, slot in enumerate(self._slots) if place == 0 or slot.spec.preload]
+        for slot in wanted:
+            slot.awaited = True
+        for slot in wanted:
+            try:
+                async with self.lease(slot.spec.id):
+                    pass
+            except GatewayError as error:
+                logger.error("%s", error.message)
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests should go elsewhere for now; None when they need not."""
+        for slot in self._slots:
+            if slot.awaited:
+                return slot.failure or "the models are being loaded"
+            if slot.provider is not None and slot.provider.info is None:
+                return f"the worker of {slot.spec.id} is being started again"
+        return None
 
     async def close(self) -> None:
         """Unload everything."""
@@ -152,7 +171,7 @@ class Registry:
             if slot.loading is not None:
                 slot.loading.cancel()
                 await asyncio.wait([slot.loading])
-        await asyncio.gather(*(self._unload(slot) for slot in self._slots), *self._unloads)
+        await asyncio.gather(*(self._unload(slot) for slot in self._slots))
 
     async def _loaded(self, slot: Slot) -> Provider:
         if slot.loading is None:
@@ -169,28 +188,34 @@ class Registry:
 
     async def _load(self, slot: Slot) -> None:
         try:
+            if slot.unloading is not None:
+                await asyncio.wait([slot.unloading])
             await self._make_room(slot)
             started = time.monotonic()
             provider = self.find(slot.spec.provider)(slot.spec, self.settings)
             await provider.start()
-            slot.provider = provider
+            slot.provider, slot.awaited, slot.failure = provider, False, None
             slot.used = time.monotonic()
             logger.info("loaded %s in %.1f s", slot.spec.id, slot.used - started)
+        except Exception as error:
+            slot.failure = error.message if isinstance(error, GatewayError) else "a model cannot be loaded"
+            raise
         finally:
             slot.loading = None
             slot.resident = slot.provider is not None
-            await self._changed()
+            await self._released(slot)
 
     async def _make_room(self, slot: Slot) -> None:
         """Take one of the places, unloading what is idle; waits while all of them are in use."""
         try:
-            async with asyncio.timeout(self.settings.load_timeout), self._change:
+            async with asyncio.timeout(self.settings.load_timeout):
                 while sum(s.resident for s in self._slots) >= self.settings.max_loaded_models:
                     idle = [s for s in self._slots if s.provider is not None and not s.leases]
                     if idle:
                         await self._unload(min(idle, key=lambda s: s.used))
                     else:
-                        await self._change.wait()
+                        async with self._change:
+                            await self._change.wait()
                 slot.resident = True
         except TimeoutError:
             raise Unavailable(NO_ROOM) from None
@@ -201,19 +226,29 @@ class Registry:
 
     async def _released(self, slot: Slot) -> None:
         timeout = self.settings.idle_timeout if slot.spec.idle_timeout is None else slot.spec.idle_timeout
-        if timeout and slot.provider is not None:
+        if timeout and slot.provider is not None and not slot.leases:
             slot.expiry = asyncio.get_running_loop().call_later(timeout, self._expire, slot)
         await self._changed()
 
     def _expire(self, slot: Slot) -> None:
-        if not slot.leases and slot.provider is not None:
-            task = asyncio.create_task(self._unload(slot))
-            self._unloads.add(task)
-            task.add_done_callback(self._unloads.discard)
+        if not slot.leases:
+            self._begin_unloading(slot)
 
     async def _unload(self, slot: Slot) -> None:
+        self._begin_unloading(slot)
+        if slot.unloading is not None:
+            await asyncio.wait([slot.unloading])
+
+    def _begin_unloading(self, slot: Slot) -> None:
+        """From here on there is no provider to lend; its place is free when it has given its memory back."""
         provider, slot.provider = slot.provider, None
         if provider is not None:
+            slot.unloading = asyncio.create_task(self._close(slot, provider))
+
+    async def _close(self, slot: Slot, provider: Provider) -> None:
+        try:
             await provider.close()
-            slot.resident = False
             logger.info("unloaded %s", slot.spec.id)
+        finally:
+            slot.unloading, slot.resident = None, False
+            await self._changed()

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from openai_gateway.errors import GatewayError
+from openai_gateway.errors import GatewayError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._chunks = chunks
         self._keep_alive = keep_alive
-        self._sent = 0.0
+        self._sent = 0.0  # when something was sent last; 0 before the first time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.ensure_future(self._write(send))
@@ -78,8 +78,13 @@ class EventStream(Response):
         comments = asyncio.ensure_future(self._comment(send))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
+        except asyncio.CancelledError:  # the server ends before the stream does
             await _end(writing, leaving, comments)
+            if self._sent:
+                await self._send(send, frame(json.dumps(Unavailable("The server is shutting down.").body)))
+                await send({"type": "http.response.body", "body": DONE})
+            raise
+        await _end(writing, leaving, comments)
         if not writing.cancelled():
             writing.result()
 
@@ -102,8 +107,8 @@ class EventStream(Response):
 
     async def _comment(self, send: Send) -> None:
         clock = asyncio.get_running_loop().time
-        self._sent = clock()
+        began = clock()
         while self._keep_alive:
-            await asyncio.sleep(self._sent + self._keep_alive - clock())
+            await asyncio.sleep((self._sent or began) + self._keep_alive - clock())
             if clock() - self._sent >= self._keep_alive:
                 await self._send(send, COMMENT)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from openai_gateway.registry import Registry
 
-@dataclass(slots=True)
+
 class Health:
     """Alive as long as it answers; ready once the models to preload are there, until it drains."""
 
-    waiting_for: str | None = "the models are being loaded"
-    """Why requests should go elsewhere; None when they need not."""
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._draining = False
+
+    def drain(self) -> None:
+        """The server is going to stop: not ready from now on."""
+        self._draining = True
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests should go elsewhere; None when they need not."""
+        return "the server is shutting down" if self._draining else self._registry.unready
 
     async def live(self, _: Request) -> Response:
         """The process runs and its event loop turns."""
@@ -21,10 +30,10 @@ class Health:
 
     async def ready(self, _: Request) -> Response:
         """Whether to send requests here."""
-        if self.waiting_for is not None:
-            return JSONResponse({"status": "unavailable", "reason": self.waiting_for}, 503, {"retry-after": "1"})
+        if reason := self.unready:
+            return JSONResponse({"status": "unavailable", "reason": reason}, 503, {"retry-after": "1"})
         return JSONResponse({"status": "ready"})
 
     async def old(self, _: Request) -> Response:
         """What older deployments poll."""
-        return JSONResponse({"status": "healthy" if self.waiting_for is None else "starting"})
+        return JSONResponse({"status": "starting" if self.unready else "healthy"})

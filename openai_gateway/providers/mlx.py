@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 
-from openai_gateway.errors import GatewayError, ModelFailed, QueueFull, Unavailable, WorkerDied, named
+from openai_gateway.errors import ModelFailed, QueueFull, Unavailable, WorkerDied, named
 from openai_gateway.settings import Settings
 from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request
 from openai_gateway.worker import wire
@@ -55,13 +55,24 @@ class MLXProvider:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
         """See `types.Provider`."""
+        accepted = False
+        for last in (False, True):
+            worker = await self._alive()
+            try:
+                async with contextlib.aclosing(worker.generate(request)) as events:
+                    async for event in events:
+                        accepted = True
+                        yield event
+                return
+            except WorkerDied:
+                if accepted or last:  # it died of something else than this request: the next one may have it
+                    raise
+
+    async def _alive(self) -> Worker:
         try:
-            worker = await asyncio.wait_for(asyncio.shield(self._worker), self._settings.load_timeout)
+            return await asyncio.wait_for(asyncio.shield(self._worker), self._settings.load_timeout)
         except TimeoutError:
             raise Unavailable(f"The model `{self._spec.id}` is being started again; please try again soon.") from None
-        async with contextlib.aclosing(worker.generate(request)) as events:
-            async for event in events:
-                yield event
 
     async def close(self) -> None:
         """End the worker and wait until its memory is given back."""
@@ -90,8 +101,8 @@ class MLXProvider:
             await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF) - 1)])
             try:
                 return await Worker.spawn(self._spec, self._settings)
-            except GatewayError as error:
-                logger.error("%s; trying again", error.message)
+            except Exception:  # whatever it is, giving up would leave every later request without a worker
+                logger.exception("the worker of %s cannot be started; trying again", self._spec.id)
         raise AssertionError("unreachable: attempts never end")
 
 
@@ -120,14 +131,10 @@ class Worker:
     @classmethod
     async def spawn(cls, spec: ModelSpec, settings: Settings) -> Worker:
         """Start a process and wait until it has loaded the model. Raises `ModelFailed`."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "openai_gateway.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is for the gateway alone
-            )
+        try:
+            process, ours = _start()
+        except OSError as error:
+            raise ModelFailed(f"No worker can be started for `{spec.id}`; the server's log says why.") from error
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = wire.Engine(
             max_batch=settings.max_batch,
@@ -163,6 +170,8 @@ class Worker:
         unfinished = request.sampling.n
         try:
             self._send(wire.Generate(id, request))
+            with contextlib.suppress(OSError):  # a worker that is gone is `_read`'s to notice
+                await self._writer.drain()
             while unfinished:
                 event = await events.get()
                 if isinstance(event, Failed):
@@ -212,9 +221,31 @@ class Worker:
     async def _watch(self) -> None:
         """Returns when the worker has not been heard of for too long."""
         patience = self._settings.heartbeat_timeout
-        while (quiet := time.monotonic() - self._heard) < patience:
-            await asyncio.sleep(patience - quiet)
+        while (quiet := time.monotonic() - self._heard) < patience or await self._only_unheard():
+            await asyncio.sleep(max(0.0, patience - quiet))
         logger.error("worker process %d was silent for %.1f s and is ended", self._process.pid, quiet)
+
+    async def _only_unheard(self) -> bool:
+        """Whether it was this process that slept: what the worker sent meanwhile is read in a moment."""
+        before = self._heard
+        await asyncio.sleep(self._settings.heartbeat_timeout / 10)
+        return self._heard != before
+
+
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new process, and our end of its socket."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            command = [sys.executable, "-m", "openai_gateway.worker", str(theirs.fileno())]
+            # A session of its own: a terminal's Ctrl-C is for the gateway alone.
+            process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+    except OSError:
+        ours.close()
+        raise
+    return process, ours
 
 
 async def receive(reader: asyncio.StreamReader) -> wire.FromWorker:
