@@ -73,14 +73,15 @@ def main(fd: int) -> None:
     )
     inbox: Inbox = queue.SimpleQueue()
     requests: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(incoming, requests, inbox), daemon=True).start()
-    threading.Thread(target=_prepare, args=(prompts, requests, inbox), daemon=True).start()
+    left: set[int] = set()
+    threading.Thread(target=_read, args=(incoming, requests, inbox, left), daemon=True).start()
+    threading.Thread(target=_prepare, args=(prompts, requests, inbox, left), daemon=True).start()
     with suppress(ConnectionError):  # the gateway is gone, which ends the reading thread, and this process, as well
         sock.sendall(wire.encode(wire.Ready(loaded.info)))
         _serve(engine, inbox, sock, order.engine.heartbeat)
 
 
-def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate], inbox: Inbox) -> None:
+def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate], inbox: Inbox, left: set[int]) -> None:
     """Sort frames: cancellations overtake requests that are still being made into prompts."""
     try:
         for frame in incoming:
@@ -88,6 +89,7 @@ def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate],
                 case wire.Generate() as request:
                     requests.put(request)
                 case wire.Cancel() as cancel:
+                    left.add(cancel.id)
                     inbox.put(cancel)
     except (ConnectionError, ValueError, msgspec.MsgspecError):
         logger.exception("the gateway cannot be heard any more")
@@ -95,9 +97,14 @@ def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate],
         os._exit(0)  # whatever the main thread is in the middle of: nobody can ask for it or use it
 
 
-def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox: Inbox) -> None:
+def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox: Inbox, left: set[int]) -> None:
+    """Make jobs, one after the other; not of requests that were cancelled while they waited (`left`)."""
     while True:
         generate = requests.get()
+        cancelled = generate.id in left
+        left.difference_update([id for id in set(left) if id <= generate.id])  # a copy: `_read` may add to it now
+        if cancelled:
+            continue
         try:
             inbox.put(prompts.job(generate.id, generate.request))
         except GatewayError as error:

@@ -87,6 +87,7 @@ class Engine:
         return BatchGenerator(
             self._model,
             completion_batch_size=self._max_batch,
+            prefill_batch_size=self._max_batch,  # no short prompt waits until long ones are read
             prefill_step_size=self._prefill_step,
             stream=self._stream,
         )
@@ -128,12 +129,19 @@ class Engine:
             self._leaving.clear()
         out += self._admit()
         out += self._score()
+        self._share_prefill()
         prompts, tokens = self._generator.next() if self._rows else ((), ())
         for response in prompts:
             out += self._prefilled(response)
         out += self._generated(tokens)
         if not self.busy:
             mx.clear_cache()
+
+    def _share_prefill(self) -> None:
+        """`prefill_step` is for all prompts together; mlx-lm would read as much of each between two decode steps."""
+        reading = sum(row.reading for row in self._rows.values())
+        share = max(32, self._prefill_step // max(1, reading))
+        self._generator.prefill_step_size = min(share, self._prefill_step)
 
     def _give_up(self) -> Iterator[Out]:
         for id in [*self._live, *self._scoring]:
@@ -244,6 +252,7 @@ class Engine:
     def _prefilled(self, response: Any) -> Iterator[Out]:
         if (row := self._rows.get(response.uid)) is None:
             return
+        row.reading = not response.end_of_prompt
         done, total = response.progress
         if total > self._prefill_step:
             yield row.job.id, Progress(done, total)
@@ -288,11 +297,15 @@ class Engine:
         wanted = [self._rows[r.uid].job.sampling.logprobs or 0 for r in asked]
         found = top_logprobs(mx.stack([r.logprobs for r in asked]), [r.token for r in asked], max(wanted))
         return {
-            r.uid: self._entry(r.token, own, top[:k]) for r, k, (own, top) in zip(asked, wanted, found, strict=True)
+            r.uid: self._entry(r.token, own, top[:k], generated=True)
+            for r, k, (own, top) in zip(asked, wanted, found, strict=True)
         }
 
-    def _entry(self, token: int, own: float, top: list[tuple[int, float]]) -> TokenLogprob:
-        return TokenLogprob(*self._spelled(token), own, tuple((*self._spelled(id), value) for id, value in top))
+    def _entry(self, token: int, own: float, top: list[tuple[int, float]], *, generated: bool = False) -> TokenLogprob:
+        text, raw = self._spelled(token)
+        if generated and self._table.is_special(token):
+            raw = b""  # it does not stand in the answer
+        return TokenLogprob(text, raw, own, tuple((*self._spelled(id), value) for id, value in top))
 
     def _spelled(self, token: int) -> tuple[str, bytes]:
         raw = self._table.bytes_of(token)

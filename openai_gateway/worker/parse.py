@@ -30,10 +30,14 @@ class Rendered(NamedTuple, Generic[E]):
 class TextPath(Generic[E]):
     """All that happens to the text of one row; `entry` stands for a token's log-probability entry, whatever it is."""
 
-    def __init__(self, channels: Channels, stops: Iterable[str] = (), *, table: TokenTable) -> None:
+    def __init__(
+        self, channels: Channels, stops: Iterable[str] = (), *, table: TokenTable, special: bool = False
+    ) -> None:
+        """`special`: tokens without any text have their entries released as well, at once."""
         stops = tuple(stops)
         self._channels = channels
         self._is_special = table.is_special
+        self._special = special
         self._stops = StopStrings(stops) if stops else None
         self._entries: _Entries[E] | None = None
         self._undecided = 0
@@ -54,7 +58,10 @@ class TextPath(Generic[E]):
             end = self._entries.read + sum(len(text) for _, text in segments) + channels.held
             if entry is not None and not self._is_special(token):
                 self._entries.add(begin, end, entry)
-        return self._render(segments, self._reasoning(before))
+        rendered = self._render(segments, self._reasoning(before))
+        if entry is not None and self._special and self._is_special(token):
+            rendered.entries.append(entry)
+        return rendered
 
     def finish(self) -> Rendered[E]:
         if self._stopped:

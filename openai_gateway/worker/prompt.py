@@ -26,6 +26,9 @@ from openai_gateway.worker.turns import turns, without_system
 HARMONY_ANSWER = "<|channel|>final<|message|>"
 """What an assistant turn of harmony begins with when it answers without thinking, or goes on with a given text."""
 
+CHARACTERS_PER_TOKEN = 32
+"""More than any text has on the average: English has four, deeply indented code perhaps ten."""
+
 FILL_IN_THE_MIDDLE = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen coder, CodeGemma
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, SantaCoder
@@ -69,6 +72,7 @@ class Prompts:
 
     def job(self, id: int, request: Request) -> Job:
         """Raises `InvalidRequest` (with the parameter's name) for what this model cannot take."""
+        self._refuse_hopeless(request)
         sampling = self._complete(request.sampling)
         outside = [t for t in (*sampling.logit_bias, *sampling.stop_token_ids) if not 0 <= t < self.vocab_size]
         if outside:
@@ -88,9 +92,19 @@ class Prompts:
         job.max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         return job
 
+    def _refuse_hopeless(self, request: Request) -> None:
+        """Raises for what cannot fit: to count the tokens of 30 MB takes a minute, for which everybody waits."""
+        if isinstance(request, ChatRequest):
+            characters, param = sum(len(m.content or "") for m in request.messages), "messages"
+        else:
+            characters, param = len(request.prompt) if isinstance(request.prompt, str) else 0, "prompt"
+        if (least := characters // CHARACTERS_PER_TOKEN) > self.context_length:
+            raise ContextLengthExceeded.of(least, self.context_length, param)
+
     def open_text(self, job: Job) -> TextPath[Any]:
         """A fresh text path for one choice of `job`."""
-        return TextPath(self._channels(job), job.sampling.stop, table=self.table)
+        # Evaluations of raw completions count log-probabilities: one for each token, the end marker included.
+        return TextPath(self._channels(job), job.sampling.stop, table=self.table, special=not job.chat)
 
     def _channels(self, job: Job) -> Channels:
         if job.chat and self.harmony is not None:

@@ -22,6 +22,8 @@ class Row:
     tokens: int = 0
     """Generated and not reported yet: text that is held back holds its count back as well."""
     reasoning_tokens: int = 0
+    reading: bool = True
+    """Its prompt is not read yet."""
     error: Exception | None = None
 
     def guarded(self, call: Callable[..., mx.array], fallback: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -42,7 +44,10 @@ class Row:
         """The text of the next token, and why it is the last one. `ended` is why the generator has ended the row."""
         self.tokens += 1
         if ended == "stop":  # the token is the end marker itself, which is no text
-            return self.text.finish(), ended
+            rendered = self.text.finish()
+            if entry is not None and not self.job.chat:
+                rendered.entries.append(entry)
+            return rendered, ended
         rendered = self.text.push(token, entry)
         self.reasoning_tokens += rendered.reasoning_token
         if ended == "length" and not rendered.stopped:

@@ -84,7 +84,7 @@ def test_echo_with_logprobs_gives_what_lm_eval_harness_reads(http: httpx2.Client
     entries = choice["logprobs"]
     assert choice["text"].startswith(text)
     assert len({len(entries[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}) == 1
-    assert "".join(entries["tokens"]) == choice["text"]
+    assert "".join(entries["tokens"]).removesuffix("<|return|>") == choice["text"]
     assert [choice["text"][o:].startswith(t) for t, o in zip(entries["tokens"], entries["text_offset"], strict=True)]
     assert entries["token_logprobs"][0] is entries["top_logprobs"][0] is None
     for own, top, token in zip(
@@ -95,6 +95,14 @@ def test_echo_with_logprobs_gives_what_lm_eval_harness_reads(http: httpx2.Client
         assert top[token] == own
         assert max(top.values()) >= own
     assert max(entries["top_logprobs"][-1].values()) == entries["token_logprobs"][-1]  # greedy
+
+
+def test_every_generated_token_has_an_entry_also_the_one_that_ends_the_text(http: httpx2.Client) -> None:
+    end_marker = {"6": 100}
+    body = post(http, prompt="a b", echo=True, logprobs=1, max_tokens=1, logit_bias=end_marker).json()
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("a b", "stop")
+    assert len(choice["logprobs"]["tokens"]) == body["usage"]["prompt_tokens"] + 1
 
 
 def test_prompt_logprobs_do_not_depend_on_what_is_generated_after(http: httpx2.Client) -> None:
