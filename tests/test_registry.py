@@ -22,6 +22,9 @@ class Counting:
 
     log: list[str]
     loaded: set[str]
+    alive = most = 0
+    closing = 0.01
+    """Seconds that unloading takes."""
 
     def __init__(self, spec: ModelSpec, _: Settings) -> None:
         self.spec = spec
@@ -33,15 +36,19 @@ class Counting:
             raise ModelFailed("it is broken")
         self.log.append(f"+{self.spec.id}")
         self.loaded.add(self.spec.id)
-        return ModelInfo(
+        type(self).alive += 1
+        type(self).most = max(self.most, self.alive)
+        self.info = ModelInfo(
             context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
             fill_in_the_middle=False, parameters=1, pid=1,
         )  # fmt: skip
+        return self.info
 
     async def close(self) -> None:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.closing)
         self.log.append(f"-{self.spec.id}")
         self.loaded.discard(self.spec.id)
+        type(self).alive -= 1
 
     async def generate(self, _: Request) -> AsyncGenerator[Event]:
         raise NotImplementedError
@@ -97,20 +104,51 @@ async def test_several_models_that_wait_for_one_place_all_get_it() -> None:
 
 
 async def test_never_more_than_the_allowed_number_of_models_is_loaded() -> None:
-    models, seen = registry(*(spec(name) for name in "abcde"), max_loaded_models=2)
-    most = 0
-
-    async def watch() -> None:
-        nonlocal most
-        while True:
-            most = max(most, len(seen.loaded))
-            await asyncio.sleep(0.001)
-
-    watching = asyncio.create_task(watch())
+    models, seen = registry(*(spec(name, idle_timeout=0.02) for name in "abcde"), max_loaded_models=2)
     async with asyncio.timeout(10):
-        await asyncio.gather(*(use(models, name, 0.002) for name in "abcdeabcdeedcba"))
-    watching.cancel()
-    assert most == 2
+        for _ in range(5):
+            await asyncio.gather(*(use(models, name, 0.002) for name in "abcdeabcdeedcba"))
+            await asyncio.sleep(0.022)  # into the midst of the unloading
+    assert seen.most == 2
+
+
+async def test_a_request_that_comes_while_its_model_is_unloaded_waits_for_that_and_no_longer() -> None:
+    models, seen = registry(spec("a", idle_timeout=0.01), spec("b"), max_loaded_models=1)
+    seen.closing = 0.2
+    async with asyncio.timeout(5):
+        for name in ("a", "b"):
+            await use(models, "a")
+            await asyncio.sleep(0.05)  # the unloading has begun
+            await use(models, name)
+    assert seen.most == 1
+
+
+async def test_a_model_is_idle_also_when_whoever_asked_for_it_left_while_it_was_loaded() -> None:
+    models, seen = registry(spec("a", idle_timeout=0.02))
+    asking = asyncio.create_task(use(models, "a"))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.sleep(0.15)
+    assert seen.log == ["+a", "-a"]
+
+
+async def test_the_default_model_and_those_marked_are_preloaded_and_then_it_is_ready() -> None:
+    models, seen = registry(spec("a"), spec("b"), spec("c", preload=True), max_loaded_models=3)
+    loading = asyncio.create_task(models.preload())
+    await asyncio.sleep(0)
+    assert models.unready == "the models are being loaded"
+    await loading
+    assert seen.loaded == {"a", "c"}
+    assert not models.unready
+
+
+async def test_a_model_that_cannot_be_preloaded_says_why_until_it_can_and_does_not_stop_the_next() -> None:
+    models, seen = registry(spec("a", path="broken"), spec("b", preload=True))
+    await models.preload()
+    assert (seen.loaded, models.unready) == ({"b"}, "it is broken")
+    models._slots[0].spec = spec("a")  # somebody has put the missing file there
+    await use(models, "a")
+    assert not models.unready
 
 
 async def test_waiting_for_a_place_ends_with_a_clear_503() -> None:

@@ -68,6 +68,19 @@ def test_a_signal_lets_a_running_stream_end_and_leaves_no_worker(tmp_path: Path)
         assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_stream_that_outlives_the_drain_ends_with_an_error_event(tmp_path: Path) -> None:
+    with running(tmp_path, drain_timeout=0.3) as server:
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, "ignore_eos": True, "stream": True}
+        with httpx2.stream("POST", f"{server.base_url}/completions", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            *_, error, done = [line for line in lines if line]
+        assert "shutting down" in error
+        assert done == "data: [DONE]"
+        assert server.process.wait(20) == 0
+
+
 def _stream(server: Server, seen: list[str | None]) -> None:
     with server.sdk() as sdk:
         for chunk in sdk.chat.completions.create(

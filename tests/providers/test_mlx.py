@@ -81,6 +81,33 @@ def test_a_worker_that_stops_beating_is_replaced(tmp_path: Path) -> None:
         assert not first.is_running()
 
 
+def test_a_gateway_that_slept_does_not_take_its_worker_for_hanging(tmp_path: Path) -> None:
+    with running(tmp_path, heartbeat_timeout=1.5) as server:
+        first = server.worker()
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        server.process.send_signal(signal.SIGCONT)
+        with server.sdk() as sdk:
+            assert sdk.completions.create(model=MODEL, prompt="x", max_tokens=1).choices
+        time.sleep(0.5)
+        assert server.worker().pid == first.pid
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_NOFILE"), reason="limits of other processes are a Linux thing")
+def test_a_restart_that_fails_for_want_of_descriptors_is_tried_again(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        gateway = psutil.Process(server.process.pid)
+        limits = gateway.rlimit(psutil.RLIMIT_NOFILE)
+        gateway.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        server.worker().kill()
+        deadline = time.monotonic() + 10
+        while "cannot be started" not in server.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        gateway.rlimit(psutil.RLIMIT_NOFILE, limits)
+        with server.sdk() as sdk:
+            assert sdk.completions.create(model=MODEL, prompt="x", max_tokens=1, timeout=30).choices
+
+
 def test_an_idle_worker_is_not_taken_for_a_hanging_one(tmp_path: Path) -> None:
     with running(tmp_path, heartbeat_timeout=1) as server:
         first = server.worker()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from openai_gateway.types import (
 from openai_gateway.worker.channels import PlainChannels, ThinkChannels
 from openai_gateway.worker.harmony import HarmonyChannels
 from openai_gateway.worker.load import load
-from openai_gateway.worker.prompt import HARMONY_ANSWER, Job, Prompts
+from openai_gateway.worker.prompt import CHARACTERS_PER_TOKEN, HARMONY_ANSWER, Job, Prompts
 from tests.worker import tiny
 
 DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
@@ -367,6 +368,14 @@ def test_an_echo_needs_no_room_behind_it(plain: Prompts) -> None:
     assert prompts.job(1, request).max_tokens == 0
     with pytest.raises(ContextLengthExceeded):
         prompts.job(1, CompletionRequest(model="m", prompt=(1, 2, 3, 4), echo=True))
+
+
+def test_what_cannot_fit_is_refused_before_its_tokens_are_counted(plain: Prompts) -> None:
+    endless = "x" * (CHARACTERS_PER_TOKEN * (plain.context_length + 1))
+    uncounted = dataclasses.replace(plain, tokenizer=None)
+    for request in (chat(Message("user", endless)), CompletionRequest(model="m", prompt=endless)):
+        with pytest.raises(ContextLengthExceeded):
+            uncounted.job(1, request)
 
 
 # Defaults
