@@ -106,7 +106,6 @@ class Registry:
     specs: Sequence[ModelSpec]
     settings: Settings
     find: Callable[[str], Callable[..., Provider]] = providers.find
-    created: int = field(default_factory=lambda: int(time.time()))
     _slots: list[Slot] = field(init=False)
     _change: asyncio.Condition = field(init=False, default_factory=asyncio.Condition)
 
@@ -121,6 +120,11 @@ class Registry:
         """What the model says of itself, while it is loaded."""
         provider = self._slot(name).provider
         return provider.info if provider else None
+
+    def created(self, spec: ModelSpec) -> int:
+        """When the model's folder was last changed, in seconds of Unix time; 0 for a hub id."""
+        folder = Path(spec.path)
+        return int(folder.stat().st_mtime) if folder.is_dir() else 0
 
     def _slot(self, name: str) -> Slot:
         for slot in self._slots:

@@ -233,13 +233,15 @@ class Reply:
 
 
 def _entries(logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[ChatCompletionTokenLogprob]:
+    # `model_construct`: an answer can hold a hundred thousand of these, and what they are made of is typed already.
     return [
-        ChatCompletionTokenLogprob(
+        ChatCompletionTokenLogprob.model_construct(
             token=entry.token,
             bytes=list(entry.raw),
             logprob=max(entry.logprob or 0.0, FLOOR),
             top_logprobs=[
-                TopLogprob(token=token, bytes=list(raw), logprob=max(value, FLOOR)) for token, raw, value in entry.top
+                TopLogprob.model_construct(token=token, bytes=list(raw), logprob=max(value, FLOOR))
+                for token, raw, value in entry.top
             ],
         )
         for entry in logprobs

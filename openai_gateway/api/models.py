@@ -21,12 +21,16 @@ class Models:
         self._settings = settings
 
     async def list(self, _: Request) -> Response:
-        """Every model that a request may name, the default one first."""
-        return JSONResponse({"object": "list", "data": [self._model(spec) for spec in self._registry.specs]})
+        """Every name that a request may use: the models, the default one first, then their aliases."""
+        specs = self._registry.specs
+        models = [self._model(spec) for spec in specs]
+        models += [self._model(spec, alias) for spec in specs for alias in spec.aliases]
+        return JSONResponse({"object": "list", "data": models})
 
     async def retrieve(self, http: Request) -> Response:
         """One model, by id or alias."""
-        return JSONResponse(self._model(self._registry.resolve(http.path_params["model"])))
+        name = http.path_params["model"]
+        return JSONResponse(self._model(self._registry.resolve(name), name))
 
     async def capabilities(self, _: Request) -> Response:
         """What this server honours, and what each model can do; what only a loaded model tells is null until then."""
@@ -48,12 +52,12 @@ class Models:
             }
         )
 
-    def _model(self, spec: ModelSpec) -> dict[str, Any]:
+    def _model(self, spec: ModelSpec, name: str | None = None) -> dict[str, Any]:
         info = self._registry.info(spec.id)
         return {
-            "id": spec.id,
+            "id": name or spec.id,
             "object": "model",
-            "created": self._registry.created,
+            "created": self._registry.created(spec),
             "owned_by": "openai_gateway",
             "aliases": list(spec.aliases),
             "loaded": info is not None,

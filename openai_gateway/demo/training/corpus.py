@@ -82,7 +82,7 @@ def copying(rng: random.Random) -> Conversation:
 
 def drill(rng: random.Random) -> Conversation:
     """Many turns of one skill: earlier turns are cheap to learn from, as they share one system message."""
-    turn = rng.choices((sum_turn, fact_turn, repeat_turn, unknown_turn, count_turn), (50, 24, 10, 6, 10))[0]
+    turn = rng.choices((sum_turn, fact_turn, repeat_turn, unknown_turn, count_turn), (52, 10, 30, 4, 4))[0]
     turns = 1 if turn is count_turn else rng.randint(5, 9)
     return Conversation(tuple(turn(rng) for _ in range(turns)), rng.choice(EFFORTS), True, None)
 
@@ -188,6 +188,6 @@ def samples(encoder: Encoder, seed: int, chunk: int, count: int) -> list[Sample]
     """Chunk number `chunk` of the endless corpus of `seed`."""
     rng = random.Random(f"{seed}-{chunk}")
     copies = 50 if chunk < COPY_CHUNKS else 6
-    drills = 0 if chunk < DRILLS_FROM else 25
+    drills = 0 if chunk < DRILLS_FROM else 34
     makers = rng.choices((copying, drill, conversation), (copies, drills, 100 - copies - drills), k=count)
     return [encoder.sample(make(rng)) for make in makers]

@@ -37,8 +37,8 @@ def fact_thoughts(fact: Fact) -> tuple[str, str, str]:
 
 
 def is_held_sum(a: int, b: int) -> bool:
-    """One pair in ten is never added in training."""
-    return (a * 31 + b * 17 + a * b) % 10 == 3
+    """These pairs are never added in training; their digits are, in other pairs."""
+    return (a * 31 + b * 17 + a * b) % 10 == 3 and (a // 10 + b // 10) % 2 == 0
 
 
 def sum_turn(rng: random.Random) -> Turn:
@@ -54,7 +54,7 @@ def sum_thoughts(a: int, b: int) -> tuple[str, str, str]:
     ones_sum = f"{a % 10} + {b % 10} = {ones}"
     tens_sum = f"{a // 10} + {b // 10}{' + 1' if carry else ''} = {a // 10 + b // 10 + carry}"
     return (
-        f"{ones_sum}, {tens_sum}.",
+        f"{ones_sum}, {tens_sum}, so {a + b}.",
         f"The user wants the sum of {a} and {b}. Ones: {ones_sum}. Tens: {tens_sum}. Together {a + b}.",
         f"Let me think step by step. The user wants a sum. The numbers are {a} and {b}. "
         f"First the ones: {ones_sum}. I write {ones % 10} and carry {carry}. Then the tens and the carry: {tens_sum}. "
@@ -70,10 +70,15 @@ def repeat_turn(rng: random.Random) -> Turn:
 
 
 def random_words(rng: random.Random) -> list[str]:
-    """One to eight words, known and made-up ones."""
+    """One to eight words, known and made-up ones, now and then one of them again."""
     made_up = rng.choice((0.0, 0.3, 0.7, 1.0))
     known = phrasings()["words"]["known"]
-    return [made_up_word(rng) if rng.random() < made_up else rng.choice(known) for _ in range(rng.randint(1, 8))]
+    words: list[str] = []
+    for _ in range(rng.randint(1, 8)):
+        again = words and rng.random() < 0.04
+        word = made_up_word(rng) if rng.random() < made_up else rng.choice(known)
+        words.append(rng.choice(words) if again else word)
+    return words
 
 
 def copy_turn(rng: random.Random) -> Turn:
