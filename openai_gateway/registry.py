@@ -110,7 +110,7 @@ class Registry:
     _change: asyncio.Condition = field(init=False, default_factory=asyncio.Condition)
 
     def __post_init__(self) -> None:
-        self._slots = [Slot(spec) for spec in self.specs]
+        self._slots = [Slot(spec, awaited=place == 0 or spec.preload) for place, spec in enumerate(self.specs)]
 
     def resolve(self, name: str) -> ModelSpec:
         """The model that a request means by `name`; Ollama's `:latest` may follow it. Raises `ModelNotFound`."""
@@ -149,10 +149,7 @@ class Registry:
 
     async def preload(self) -> None:
         """Load the default model and those that models.yaml marks; one that fails does not stop the next."""
-        wanted = [slot for place, slot in enumerate(self._slots) if place == 0 or slot.spec.preload]
-        for slot in wanted:
-            slot.awaited = True
-        for slot in wanted:
+        for slot in [slot for slot in self._slots if slot.awaited]:
             try:
                 async with self.lease(slot.spec.id):
                     pass

@@ -31,7 +31,7 @@ FLOOR = -9999.0
 
 
 class ChatBody(body.Body):
-    """The parameters of a chat completion; see contract 3.1 of the API reference for their meaning."""
+    """The parameters of a chat completion, as in OpenAI's API reference, and those that local servers add."""
 
     UNSUPPORTED: ClassVar[Mapping[str, Container[Any]]] = {
         **body.Body.UNSUPPORTED,
@@ -97,7 +97,7 @@ class ChatBody(body.Body):
         switches = (self.enable_thinking, self._thinking(), self.reasoning.enabled if self.reasoning else None)
         if False in switches:
             return "none"
-        return (default if default != "none" else "medium") if True in switches else None
+        return (default if default not in (None, "none") else "medium") if True in switches else None
 
     def _thinking(self) -> bool | None:
         """`thinking` as DeepSeek, GLM and Anthropic have it: a switch, or an object with a type."""

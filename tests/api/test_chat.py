@@ -145,6 +145,12 @@ def test_effort_none_under_any_name_answers_without_reasoning(http: httpx2.Clien
     assert body["choices"][0]["message"]["content"] == I_AM
 
 
+@pytest.mark.parametrize("asked", [{"enable_thinking": True}, {"thinking": {"type": "enabled"}}, {"thinking": True}])
+def test_thinking_can_be_switched_on_by_name(http: httpx2.Client, asked: dict[str, Any]) -> None:
+    body = post(http, max_tokens=100, temperature=0, **asked).json()
+    assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+
+
 def test_more_effort_gives_more_reasoning(http: httpx2.Client) -> None:
     sum_ = [{"role": "user", "content": "What is 17 plus 25?"}]
     bodies = [
