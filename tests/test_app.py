@@ -93,3 +93,25 @@ def test_the_log_has_a_line_for_each_request_and_no_prompt(tmp_path: Path) -> No
 
 def test_the_gateway_process_has_one_child_for_each_loaded_model(gateway: Server) -> None:
     assert len(psutil.Process(gateway.process.pid).children()) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "item"),
+    [
+        ("/v1/completions", "prompt", "1"),
+        ("/v1/completions", "stop", "1"),
+        ("/v1/completions", "stop_token_ids", '"x"'),
+        ("/v1/chat/completions", "messages", "1"),
+        ("/v1/chat/completions", "messages", "{}"),
+    ],
+)
+def test_a_million_mistakes_in_one_body_cost_no_more_than_one(
+    http: httpx2.Client, gateway: Server, path: str, field: str, item: str
+) -> None:
+    process = psutil.Process(gateway.process.pid)
+    before = process.memory_info().rss
+    content = f'{{"model": "{MODEL}", "{field}": [{",".join([item] * 1_000_000)}, null]}}'
+    response = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert len(response.content) < 1000
+    assert process.memory_info().rss - before < 200_000_000
