@@ -41,7 +41,7 @@ format: develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Trains the embedded model again from nothing: about 75 minutes on two cores.
+# Trains the embedded model again from nothing: about 70 minutes on two cores.
 demo-model: develop
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	$(BIN)/python -m openai_gateway.demo.training.train
