@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from openai_gateway.errors import ModelFailed
-from openai_gateway.types import ModelSpec, Provider
+from openai_gateway.types import Provider
 
 PROVIDERS = {"mlx": "openai_gateway.providers.mlx:MLXProvider"}
 """Name in models.yaml → "module:Class"; any other "module:Class" may stand in models.yaml itself."""
@@ -19,6 +19,3 @@ def find(name: str) -> Callable[..., Provider]:
         return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
     except (ImportError, AttributeError) as error:
         raise ModelFailed(f"There is no provider '{name}'; models.yaml may name {', '.join(PROVIDERS)}.") from error
-
-
-__all__ = ["PROVIDERS", "ModelSpec", "find"]
