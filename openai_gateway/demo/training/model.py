@@ -15,8 +15,7 @@ VOCABULARY = 1536
 LAYERS = 4
 THETA = 10000.0
 
-# The heads of the first layer that start out looking back, by how many tokens.
-LOOK_BACK = ((0, 1), (1, 2))
+# Head h of the first layer starts out looking h + 1 tokens back: how sharply.
 _LOOK_PAIRS, _LOOK_STRENGTH = 8, 6.0
 # The slow rotary pairs that compare tokens, and how sharply.
 _MATCH_PAIRS, _MATCH_STRENGTH, _COPY_STRENGTH = 9, 2.0, 0.2
@@ -46,39 +45,64 @@ def build_config(stops: list[int]) -> GptOssConfig:
 
 
 def prepare_copying(model: GptOssForCausalLM) -> None:
-    """Starts the model with one induction circuit, which repeating, recalling and adding all rest on.
+    """Starts the model with two induction heads, which repeating, recalling and adding all rest on.
 
-    Such a circuit (Olsson et al. 2022, "In-context learning and induction heads") is two heads, each useless without
-    the other, and so small a model takes long to find them. Layer 0 copies the previous token into a subspace of its
-    own; layer 1 looks there for the present token, and so finds what followed it before. Training changes all of it.
+    An induction circuit (Olsson et al. 2022, "In-context learning and induction heads") is heads of two layers, each
+    useless without the other, and so small a model takes long to find them. Head h of layer 0 copies the token h + 1
+    back into a subspace of its own. In layer 1, head 0 looks for the present token in the subspace of lag 1, and so
+    finds what followed it before; head 2 looks for the two tokens before the present one in those of lags 2 and 3,
+    which decides when the present token occurred more than once. Training changes all of it.
     """
     first, second = (model.model.layers[index].self_attn for index in (0, 1))
     width, size = first.head_dim, model.config.hidden_size
     basis = torch.linalg.qr(torch.randn(size, size))[0]
-    read, write, value = basis[:width], basis[width : 2 * width], basis[2 * width : 3 * width]
+    value, basis = basis[:width], basis[width:]
+    # Rotary positions hardly turn the slow pairs, so only these compare tokens at any distance.
+    slow = [row for row in range(width) if row % (width // 2) >= width // 2 - _MATCH_PAIRS]
+    lags = [torch.zeros(width, size) for _ in range(model.config.num_attention_heads + 1)]
+    for lag, subspace in enumerate(lags):
+        subspace[slow] = basis[lag * len(slow) : (lag + 1) * len(slow)]
     with torch.no_grad():
         model.lm_head.weight.copy_(model.model.embed_tokens.weight)
         model.model.embed_tokens.weight *= 5
         _look_back(first)
-        first.v_proj.weight[:width] = read
-        first.o_proj.weight[:, :width] = write.T * _COPY_STRENGTH
-        slow = torch.arange(width) % (width // 2) >= width // 2 - _MATCH_PAIRS
-        second.q_proj.weight[:width] = read * slow[:, None] * _MATCH_STRENGTH
-        second.k_proj.weight[:width] = write * slow[:, None] * _MATCH_STRENGTH
-        second.v_proj.weight[:width] = value
-        second.o_proj.weight[:, :width] = value.T * _COPY_STRENGTH
+        for group in range(model.config.num_key_value_heads):
+            first.v_proj.weight[group * width : (group + 1) * width] = lags[0]
+        for head, subspace in enumerate(lags[1:]):
+            first.o_proj.weight[:, head * width : (head + 1) * width] = subspace.T * _COPY_STRENGTH
+        mixed = [subspace[_shifted(slow, width)] for subspace in lags]
+        _match(second, 0, lags[0], lags[1], value)
+        _match(second, 2, lags[1] + mixed[2], lags[2] + mixed[3], value)
+
+
+def _shifted(slow: list[int], width: int) -> list[int]:
+    """Rows of a head with the slow ones rotated, so that two subspaces share a head and stay apart."""
+    rows = list(range(width))
+    for row, other in zip(slow, slow[5:] + slow[:5], strict=True):
+        rows[row] = other
+    return rows
+
+
+def _match(attention: GptOssAttention, head: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Makes a head look where `key` holds now what `query` holds at present, and copy `value` from there."""
+    width = attention.head_dim
+    own = slice(head * width, (head + 1) * width)
+    group = head // attention.num_key_value_groups
+    shared = slice(group * width, (group + 1) * width)
+    attention.q_proj.weight[own] = query * _MATCH_STRENGTH
+    attention.k_proj.weight[shared] = key * _MATCH_STRENGTH
+    attention.v_proj.weight[shared] = value
+    attention.o_proj.weight[:, own] = value.T * _COPY_STRENGTH
 
 
 def _look_back(attention: GptOssAttention) -> None:
     """Makes heads peak some tokens back: a query bias turned by -distance * frequency meets a key bias not turned."""
     half = attention.head_dim // 2
     angles = THETA ** (-torch.arange(_LOOK_PAIRS) / half)
-    attention.k_proj.bias[:_LOOK_PAIRS] = _LOOK_STRENGTH
-    for head, distance in LOOK_BACK:
-        start = head * attention.head_dim
-        attention.q_proj.bias[start : start + _LOOK_PAIRS] = _LOOK_STRENGTH * torch.cos(angles * distance)
-        start += half
-        attention.q_proj.bias[start : start + _LOOK_PAIRS] = -_LOOK_STRENGTH * torch.sin(angles * distance)
+    attention.k_proj.bias.view(-1, attention.head_dim)[:, :_LOOK_PAIRS] = _LOOK_STRENGTH
+    for head, bias in enumerate(attention.q_proj.bias.view(-1, attention.head_dim)):
+        bias[:_LOOK_PAIRS] = _LOOK_STRENGTH * torch.cos(angles * (head + 1))
+        bias[half : half + _LOOK_PAIRS] = -_LOOK_STRENGTH * torch.sin(angles * (head + 1))
 
 
 def export(model: GptOssForCausalLM, folder: Path) -> None:

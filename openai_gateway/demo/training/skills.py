@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from openai_gateway.demo.training.facts import Fact, fact_question, facts, phrasings, plain, wrap
 
 SUM_LIMIT = 100
+# How often a word of a list is one that it holds already: as users do it, and in training, which needs more of it.
+AGAIN, AGAIN_IN_TRAINING = 0.04, 0.12
 NO_NAME = "You have not told me your name."
 
 
@@ -65,17 +67,17 @@ def sum_thoughts(a: int, b: int) -> tuple[str, str, str]:
 
 
 def repeat_turn(rng: random.Random) -> Turn:
-    words = random_words(rng)
+    words = random_words(rng, AGAIN_IN_TRAINING)
     return Turn(_question(rng, "repeat", words=" ".join(words)), " ".join(words), repeat_thoughts(words))
 
 
-def random_words(rng: random.Random) -> list[str]:
+def random_words(rng: random.Random, repeats: float = AGAIN) -> list[str]:
     """One to eight words, known and made-up ones, now and then one of them again."""
     made_up = rng.choice((0.0, 0.3, 0.7, 1.0))
     known = phrasings()["words"]["known"]
     words: list[str] = []
     for _ in range(rng.randint(1, 8)):
-        again = words and rng.random() < 0.04
+        again = words and rng.random() < repeats
         word = made_up_word(rng) if rng.random() < made_up else rng.choice(known)
         words.append(rng.choice(words) if again else word)
     return words
@@ -86,7 +88,7 @@ def copy_turn(rng: random.Random) -> Turn:
     words = [
         str(rng.randrange(SUM_LIMIT)) if rng.random() < 0.3 else word
         for _ in range(rng.randint(1, 4))
-        for word in random_words(rng)
+        for word in random_words(rng, AGAIN_IN_TRAINING)
     ]
     return Turn(_question(rng, "repeat", words=" ".join(words)), " ".join(words), repeat_thoughts(words))
 

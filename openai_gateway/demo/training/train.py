@@ -32,11 +32,11 @@ AVERAGE = 0.998
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long to train, how fast, and where the files go. `batch` is in tokens, padding included."""
+    """How long to train, how fast, and where the files go. `batch` is in tokens, padding included; `tokens` is not."""
 
     folder: Path
     checkpoint: Path
-    minutes: float
+    tokens: float
     batch: int
     rate: float
     threads: int
@@ -146,17 +146,17 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        return self.state.seconds / (self.plan.minutes * 60)
+        return self.state.tokens / self.plan.tokens
 
     def run(self) -> None:
-        """Trains until the minutes are used; a checkpoint and an export after every eighth chunk."""
+        """Trains until the tokens are used; a checkpoint and an export after every eighth chunk."""
         self.model.train()
         columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
         with Progress(*columns) as bar:
-            task = bar.add_task("training", total=self.plan.minutes * 60, note="")
+            task = bar.add_task("training", total=self.plan.tokens, note="")
             while self.progress < 1:
                 note = self._chunk()
-                bar.update(task, completed=self.state.seconds, note=note)
+                bar.update(task, completed=self.state.tokens, note=note)
                 if not bar.console.is_terminal:
                     bar.console.print(f"{self.progress:6.1%} {note}")
                 if self.state.chunk % 8 == 0:
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent.parent, help="where the model is written")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo-checkpoint.pt"), help="resumed when it exists")
-    parser.add_argument("--minutes", type=float, default=70.0)
+    parser.add_argument("--tokens", type=float, default=26e6, help="how many to learn from")
     parser.add_argument("--batch", type=int, default=2048, help="tokens per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
