@@ -66,6 +66,10 @@ class ChatRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ch
     template_kwargs: dict[str, Any] = {}
     continue_final: bool = False
     """Go on with the text of the last (assistant) message instead of starting a new turn."""
+    owner: str = ""
+    """Who asks. What one owner's prompts left in a cache answers no other, or timing would tell of them."""
+    priority: int = 0
+    """Requests of a lower number go first; 0 is the ordinary one, more is work that can wait."""
 
 
 class CompletionRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="completion"):
@@ -76,7 +80,9 @@ class CompletionRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, t
     suffix: str | None = None
     sampling: Sampling = Sampling()
     echo: bool = False
-    """Report the prompt's own tokens (and their log-probabilities, where those are asked for) in `Started`."""
+    """Report the prompt's own tokens (and their log-probabilities, where those are asked for) in `Echo`."""
+    owner: str = ""
+    priority: int = 0
 
 
 Request = ChatRequest | CompletionRequest
@@ -95,10 +101,16 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 
 
 class Started(Struct, frozen=True, array_like=True, tag="started"):
-    """The request was accepted: nothing about its input can be refused from here on."""
+    """The request was accepted: nothing about its input can be refused from here on.
+
+    It comes when the prompt begins to be read; for a request that has to wait once before as well, with nothing cached.
+    """
 
     prompt_tokens: int
     cached_tokens: int = 0
+    """Those at the beginning of the prompt that need not be read again."""
+    diverged_at: int | None = None
+    """How many tokens the prompt has in common with what is cached, of which not all may be usable."""
 
 
 class Progress(Struct, frozen=True, array_like=True, tag="progress"):
@@ -182,6 +194,34 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     pid: int
 
 
+class Stats(Struct, frozen=True, kw_only=True):
+    """How a worker is doing. Plain numbers are of this moment, those "since the start" only grow."""
+
+    rows: int = 0
+    """Decoding now."""
+    reading: int = 0
+    """Requests whose prompts are being read."""
+    waiting: int = 0
+    """Requests that no prompt is read of yet."""
+    kv_bytes: int = 0
+    """Keys and values of the running batch."""
+    prefix_bytes: int = 0
+    """Kept prefixes."""
+    memory_bytes: int = 0
+    """All that MLX holds, weights included."""
+    memory_limit: int = 0
+    steps: int = 0
+    """Since the start, as all that follow."""
+    read_tokens: int = 0
+    """Prompt tokens that were read."""
+    cached_tokens: int = 0
+    """Prompt tokens that need not be read, as they were cached."""
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those drafted."""
+
+
 class Usage(Struct, frozen=True):
     """Tokens of one request; reasoning tokens are counted inside the completion tokens."""
 
@@ -212,4 +252,14 @@ class Provider(Protocol):
     @property
     def info(self) -> ModelInfo | None:
         """What the loaded model says of itself; None while it is not loaded."""
+        ...
+
+    @property
+    def stats(self) -> Stats | None:
+        """How its worker is doing, at most about a second old; None while it is not loaded."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often its worker had to be replaced."""
         ...

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 
 from openai_gateway.errors import ModelFailed, QueueFull, Unavailable, WorkerDied, named
 from openai_gateway.settings import Settings
-from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request
+from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Stats
 from openai_gateway.worker import wire
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,19 @@ class MLXProvider:
         self._settings = settings
         self._worker: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._supervisor: asyncio.Task[None] | None = None
+        self.restarts = 0
 
     @property
     def info(self) -> ModelInfo | None:
         """What the running worker's model says of itself."""
         worker = self._running
         return worker.info if worker else None
+
+    @property
+    def stats(self) -> Stats | None:
+        """How the running worker is doing."""
+        worker = self._running
+        return worker.stats if worker else None
 
     @property
     def _running(self) -> Worker | None:
@@ -94,6 +101,7 @@ class MLXProvider:
             self._worker = asyncio.get_running_loop().create_future()
             worker = await self._replacement(attempts)
             self._worker.set_result(worker)
+            self.restarts += 1
             logger.info("the worker of %s runs again (process %d)", self._spec.id, worker.info.pid)
 
     async def _replacement(self, attempts: itertools.count[int]) -> Worker:
@@ -118,6 +126,7 @@ class Worker:
         settings: Settings,
     ) -> None:
         self.info = info
+        self.stats = Stats()
         self.answered = False
         self._process = process
         self._reader = reader
@@ -213,6 +222,7 @@ class Worker:
                 message = await receive(self._reader)
                 self._heard = time.monotonic()
                 if isinstance(message, wire.Step):
+                    self.stats = message.stats or self.stats
                     for id, event in message.events:
                         self.answered = True
                         if (events := self._pending.get(id)) is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from msgspec import Struct
 
-from openai_gateway.types import Event, ModelInfo, ModelSpec, Request
+from openai_gateway.types import Event, ModelInfo, ModelSpec, Request, Stats
 
 HEADER = struct.Struct(">I")
 LIMIT = 256 * 1024 * 1024
@@ -60,9 +60,10 @@ class Broken(Struct, frozen=True, tag="broken"):
 
 
 class Step(Struct, frozen=True, tag="step"):
-    """What one pass of the loop brought, for all rows: (request id, event) in order."""
+    """What one pass of the loop brought, for all rows: (request id, event) in order; `stats` now and then."""
 
     events: list[tuple[int, Event]]
+    stats: Stats | None = None
 
 
 ToWorker = Load | Generate | Cancel
