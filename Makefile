@@ -1,5 +1,6 @@
 # make serve: install, then serve the embedded model on http://127.0.0.1:8000/v1
 # make test:  install, then run the tests
+# make bench: measure the gateway beside mlx_lm.server and mlx-lm's plain generator; ARGS takes what `bench` takes
 PYTHON ?= python3
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
@@ -7,7 +8,7 @@ MODEL  ?=
 
 BIN := .venv/bin
 
-.PHONY: install serve test check format demo-model clean
+.PHONY: install serve test check format bench demo-model clean
 .DEFAULT_GOAL := serve
 
 install: .venv/.installed
@@ -41,10 +42,14 @@ format: develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A model of random weights is made in .bench for it; MODEL=demo takes the embedded one.
+bench: install
+	$(BIN)/openai-gateway bench --start "$(or $(MODEL),tiny)" --rounds 3 $(ARGS)
+
 # Trains the embedded model again from nothing: about 70 minutes on two cores.
 demo-model: develop
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	$(BIN)/python -m openai_gateway.demo.training.train
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ GatewayError                     500 server_error
 │  └─ ModelNotFound              404 … model_not_found
 ├─ MethodNotAllowed              405 invalid_request_error method_not_supported
 ├─ BodyTimeout                   408 invalid_request_error
+├─ SlowClient                    408 invalid_request_error client_too_slow
 ├─ BodyTooLarge                  413 invalid_request_error
 ├─ UrlTooLong                    414 invalid_request_error
 ├─ NotJson                       415 invalid_request_error
@@ -69,6 +70,19 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
+class InsufficientMemory(InvalidRequest):
+    code = "insufficient_memory"
+
+    @classmethod
+    def of(cls, rows: int, tokens: int) -> InsufficientMemory:
+        """For a request that cannot run with nothing beside it."""
+        return cls(
+            f"{rows} choices with a prompt of {tokens} tokens each need more memory than this model has. "
+            "Ask for fewer choices, or shorten the prompt.",
+            param="n",
+        )
+
+
 class AuthenticationFailed(GatewayError):
     status = 401
     type = "invalid_request_error"
@@ -103,6 +117,14 @@ class MethodNotAllowed(GatewayError):
 class BodyTimeout(GatewayError):
     status = 408
     type = "invalid_request_error"
+
+
+class SlowClient(GatewayError):
+    """The client did not read its answer; a stream has begun by then, and tells so in an event."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "client_too_slow"
 
 
 class BodyTooLarge(GatewayError):

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager, aclosing
+from typing import Protocol
 
 from openai_gateway.registry import Registry
-from openai_gateway.types import Delta, Event, FinishReason, Request, Started, TokenLogprob, Usage
+from openai_gateway.types import Delta, Event, FinishReason, ModelSpec, Request, Started, TokenLogprob, Usage
+
+
+class Seen(Protocol):
+    """Is told of the events of one request as they pass."""
+
+    def add(self, event: Event) -> None:
+        """One more of them; called for every token, and so to be quick."""
+        ...
+
+
+Watch = Callable[[ModelSpec, Request], AbstractContextManager[Seen]]
+"""Entered when a request begins to wait for its model, left when it has ended, however it did."""
 
 
 class Gateway:
-    """Answers requests with the models of a registry."""
+    """Answers requests with the models of a registry, watched."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, watch: Watch) -> None:
         self.registry = registry
+        self._watch = watch
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
         """The events of one request: `Started` first. Closing the iterator cancels it; raises `GatewayError`."""
-        async with (
-            self.registry.lease(request.model) as provider,
-            aclosing(provider.generate(request)) as events,
-        ):
-            async for event in events:
-                yield event
+        with self._watch(self.registry.resolve(request.model), request) as seen:
+            async with (
+                self.registry.lease(request.model) as provider,
+                aclosing(provider.generate(request)) as events,
+            ):
+                async for event in events:
+                    seen.add(event)
+                    yield event
 
 
 class Choice:
@@ -40,13 +56,17 @@ class Tally:
 
     def __init__(self, n: int, *, keep: bool = True) -> None:
         self.usage = Usage()
+        self.started: Started | None = None
         self.choices = [Choice() for _ in range(n)]
         self._keep = keep
 
     def add(self, event: Event) -> None:
         """Take one more event into account."""
         if isinstance(event, Started):
-            self.usage = Usage(event.prompt_tokens, event.cached_tokens)
+            self.started = event  # for the second time, where the request had to wait
+            self.usage = Usage(
+                event.prompt_tokens, event.cached_tokens, self.usage.completion_tokens, self.usage.reasoning_tokens
+            )
         elif isinstance(event, Delta):
             self.usage = Usage(
                 self.usage.prompt_tokens,

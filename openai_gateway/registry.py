@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from openai_gateway import providers
 from openai_gateway.errors import GatewayError, ModelNotFound, Unavailable
-from openai_gateway.settings import Settings, SettingsError
+from openai_gateway.settings import Settings, SettingsError, memory_size
 from openai_gateway.types import ModelInfo, ModelSpec, Provider
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,19 @@ def _listed(file: Path) -> list[ModelSpec]:
 
 
 def _checked(spec: ModelSpec, file: Path) -> ModelSpec:
-    if spec.draft_model is not None:
-        raise SettingsError([f"{file}: {spec.id}: draft_model is reserved, and does nothing yet; leave it out"])
-    adapter = spec.adapter and _located(spec.adapter, file.parent)
-    return replace(spec, path=_located(spec.path, file.parent), adapter=adapter)
+    if spec.cache_type == "standard" and (spec.kv_bits or spec.kv_group_size):
+        raise SettingsError([f"{file}: {spec.id}: kv_bits and kv_group_size need `cache_type: quantized`"])
+    try:
+        memory = None if spec.memory is None else memory_size(spec.memory)
+    except ValueError as error:
+        raise SettingsError([f"{file}: {spec.id}: memory: {error}"]) from None
+    return replace(
+        spec,
+        path=_located(spec.path, file.parent),
+        adapter=spec.adapter and _located(spec.adapter, file.parent),
+        draft_model=spec.draft_model and _located(spec.draft_model, file.parent),
+        memory=memory,
+    )
 
 
 def _located(path: str, base: Path) -> str:
@@ -110,6 +119,8 @@ class Registry:
     _change: asyncio.Condition = field(init=False, default_factory=asyncio.Condition)
 
     def __post_init__(self) -> None:
+        places = min(self.settings.max_loaded_models, len(self.specs))
+        self.settings = self.settings.model_copy(update={"max_loaded_models": max(1, places)})
         self._slots = [Slot(spec, awaited=place == 0 or spec.preload) for place, spec in enumerate(self.specs)]
 
     def resolve(self, name: str) -> ModelSpec:
@@ -120,6 +131,10 @@ class Registry:
         """What the model says of itself, while it is loaded."""
         provider = self._slot(name).provider
         return provider.info if provider else None
+
+    def loaded(self) -> Iterator[tuple[ModelSpec, Provider]]:
+        """The models that are loaded, with who answers for them."""
+        return ((slot.spec, slot.provider) for slot in self._slots if slot.provider is not None)
 
     def created(self, spec: ModelSpec) -> int:
         """When the model's folder was last changed, in seconds of Unix time; 0 for a hub id."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -32,6 +32,36 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[int, Field(ge=1024, le=2**31)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Pause = Annotated[float, Field(ge=0, le=31_536_000)]
+
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def memory_size(value: object) -> int | Literal["auto"]:
+    """Bytes of a size such as `12GB` or `1.5 GiB`, or `auto`. Raises ValueError."""
+    if value == "auto":
+        return "auto"
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", str(value).strip())
+    if size is None or size[2] not in UNITS or not float(size[1]):
+        raise ValueError("a size is `auto` or a number of bytes, which may be written as 12GB or 12GiB")
+    return int(float(size[1]) * UNITS[size[2]])
+
+
+def _blas(choice: str) -> str:
+    if choice not in ("auto", "none") and not Path(choice).expanduser().is_file():
+        raise ValueError("is neither `auto` nor `none`, nor a file")
+    return choice
+
+
+Memory = Annotated[int | Literal["auto"], BeforeValidator(memory_size)]
+
+
+def _or_none(value: object) -> int | Literal["auto"]:
+    return 0 if value in ("none", 0, "0") else memory_size(value)
+
+
+MaybeMemory = Annotated[int | Literal["auto"], BeforeValidator(_or_none)]
+Disk = Annotated[int, BeforeValidator(_or_none)]
 
 
 def _shaped(pattern: str, message: str) -> AfterValidator:
@@ -97,6 +127,15 @@ class Settings(BaseSettings):
     max_batch: Count = Field(64, description="Rows that a worker decodes together.")
     max_queue: Count = Field(256, description="Requests that may wait for a model; further ones get 429.")
     prefill_step: Count = Field(512, description="Prompt tokens read between two decode steps.")
+    memory: Memory = Field(
+        "auto", description="Bytes (or `12GB`) that a model may use; auto is 3/4 of this machine's, for all models."
+    )
+    quantization: Literal["auto", "none", "q8", "q4"] = Field(
+        "auto", description="Bits of the weights; auto takes fewer where 16 would fill more than half of the memory."
+    )
+    blas: Annotated[str, AfterValidator(_blas)] = Field(
+        "auto", description="Linux, CPU only: the BLAS library that workers compute with; auto finds a fast one."
+    )
     wired_limit: bool = Field(
         False, description="macOS: let mlx-lm raise Metal's wired memory limit; off, for it has caused kernel panics."
     )
@@ -110,6 +149,23 @@ class Settings(BaseSettings):
     max_connections: Count = Field(1024, description="Open connections.")
     max_connections_per_ip: Count = Field(512, description="Open connections from one address.")
     write_timeout: Seconds = Field(60, description="Seconds that a client may leave its answer unread.")
+    prefix_cache: MaybeMemory = Field(
+        "auto", description="Bytes (or `2GB`, `none`) of prompts that each model keeps read; auto is 1/4 of its memory."
+    )
+    share_prefixes: bool = Field(
+        False, description="Let kept prompts serve every key; off, for timing would tell one key what another asked."
+    )
+    prefix_disk: Disk = Field(
+        0, description="Bytes (or `20GB`) of kept prompts that go on to disk when memory is full; they survive a restart."
+    )
+    prefix_folder: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        Path("~/.cache/openai_gateway/prefixes"),
+        description="Where `prefix_disk` puts its files.",
+        validate_default=True,
+    )
+    max_unread: Size = Field(
+        2**20, description="Characters of an answer that may wait for its client; with more, it is given up."
+    )
     keep_alive: int = Field(75, ge=0, le=86_400, description="Seconds that an idle HTTP connection stays open.")
     stream_keepalive: Pause = Field(10, description="Seconds of silence before a stream sends a comment; 0 is never.")
     drain_timeout: Pause = Field(30, description="Seconds that running requests get when the gateway stops.")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -27,9 +27,13 @@ class ClientGone(Exception):
     """The client left before its answer was ready; there is nobody to tell."""
 
 
-def frame(data: str) -> bytes:
+def frame(data: bytes) -> bytes:
     """One event. Never with an `id:` or without data: OpenAI's Python SDK stumbles over both."""
-    return b"data: " + data.encode() + b"\n\n"
+    return b"data: %b\n\n" % data
+
+
+def _error(error: GatewayError) -> bytes:
+    return frame(json.dumps(error.body).encode())
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -65,8 +69,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes], *, keep_alive: float) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    def __init__(
+        self, chunks: AsyncGenerator[bytes], *, keep_alive: float, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._chunks = chunks
         self._keep_alive = keep_alive
@@ -81,7 +87,7 @@ class EventStream(Response):
         except asyncio.CancelledError:  # the server ends before the stream does
             await _end(writing, leaving, comments)
             if self._sent:
-                await self._send(send, frame(json.dumps(Unavailable("The server is shutting down.").body)))
+                await self._send(send, _error(Unavailable("The server is shutting down.")))
                 await send({"type": "http.response.body", "body": DONE})
             raise
         await _end(writing, leaving, comments)
@@ -95,10 +101,10 @@ class EventStream(Response):
                 async for chunk in self._chunks:
                     await self._send(send, chunk)
             except GatewayError as error:
-                await self._send(send, frame(json.dumps(error.body)))
+                await self._send(send, _error(error))
             except Exception:
                 logger.exception("a stream failed")
-                await self._send(send, frame(json.dumps(GatewayError("The server failed on this request.").body)))
+                await self._send(send, _error(GatewayError("The server failed on this request.")))
             await send({"type": "http.response.body", "body": DONE})
 
     async def _send(self, send: Send, chunk: bytes) -> None:

@@ -14,6 +14,8 @@ from msgspec import Meta, Struct
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORTS: tuple[Effort, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 FinishReason = Literal["stop", "length"]
+Quantization = Literal["auto", "none", "q8", "q4"]
+"""What may be done to weights at load; see `worker.quantize.choose`."""
 
 
 class ToolCall(Struct, frozen=True):
@@ -173,10 +175,20 @@ class ModelSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     revision: str | None = None
     adapter: str | None = None
     draft_model: str | None = None
+    """A smaller model with the same tokens, which guesses at what a request that runs alone says next."""
+    speculation: Literal["none", "lookup"] = "lookup"
+    """Without a draft model: whether guesses are taken from the text so far."""
     context_length: Annotated[int, Meta(ge=1)] | None = None
     idle_timeout: Annotated[float, Meta(ge=0)] | None = None
     """Seconds without a request before the model is unloaded; 0 keeps it for ever, None takes the gateway's."""
     preload: bool = False
+    memory: int | str | None = None
+    """Bytes that it may use, weights included, or `auto`; None takes the gateway's setting, as below."""
+    quantization: Quantization | None = None
+    cache_type: Literal["standard", "quantized"] = "standard"
+    """Quantized keys and values take less memory, and its requests are answered one at a time."""
+    kv_bits: Literal[4, 8] | None = None
+    kv_group_size: Literal[32, 64, 128] | None = None
     defaults: Defaults = Defaults()
 
 
@@ -192,6 +204,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     fill_in_the_middle: bool
     parameters: int
     pid: int
+    weight_bytes: int = 0
+    quantization: str = "none"
+    """How its weights are held: `none`, `q4`, `q8`, `mxfp4`, or several of them joined by `+`."""
+    batched: bool = True
+    """Whether its requests are answered together, and not one at a time."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):

@@ -30,3 +30,11 @@ def test_choices_are_put_together_from_their_deltas() -> None:
     first, second = tally.choices
     assert ("".join(first.content), first.finish) == ("ac", "length")
     assert ("".join(second.content), "".join(second.reasoning), second.finish) == ("b", "hm", "stop")
+
+
+def test_a_request_that_had_to_wait_starts_twice_and_loses_nothing() -> None:
+    tally = Tally(1)
+    for event in (Started(10), Delta(0, "a", tokens=1), Started(10, 4, 6), Delta(0, "b", tokens=2, reasoning_tokens=1)):
+        tally.add(event)
+    assert tally.started == Started(10, 4, 6)
+    assert tally.usage == Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=3, reasoning_tokens=1)

@@ -12,7 +12,7 @@ from tests.support import ROOT
 PACKAGE = ROOT / "openai_gateway"
 
 LAYERS = (
-    ("types", "errors", "settings"),
+    ("types", "errors", "settings", "blas"),
     ("reasoning", "sse", "cache", "access.keys", "access.limits", "worker"),
     ("providers",),
     ("registry",),
@@ -22,6 +22,7 @@ LAYERS = (
     ("connection",),
     ("server",),
     ("app",),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )
@@ -76,6 +77,17 @@ def test_only_the_worker_imports_mlx() -> None:
         for name, tree in modules()
         for target in imported(tree)
         if target.split(".")[0] in ("mlx", "mlx_lm", "transformers") and not name.startswith("worker")
+    }
+    assert guilty == set()
+
+
+def test_the_load_generator_imports_no_server() -> None:
+    guilty = {
+        f"{name} imports {target}"
+        for name, tree in modules()
+        for target in imported(tree)
+        if name.startswith("bench") and target.startswith("openai_gateway.")
+        if not target.startswith(("openai_gateway.bench", "openai_gateway.blas"))
     }
     assert guilty == set()
 

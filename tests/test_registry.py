@@ -260,3 +260,34 @@ async def test_the_model_setting_comes_first_whatever_it_names(folder: Path) -> 
 async def test_what_is_wrong_in_models_yaml_is_said(folder: Path, lines: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         listed(folder, lines)
+
+
+async def test_there_are_no_more_places_than_models() -> None:
+    models, _ = registry(spec("a"), max_loaded_models=5)
+    assert models.settings.max_loaded_models == 1
+
+
+@pytest.mark.parametrize(("written", "bytes"), [("12GB", 12 * 10**9), ("4096", 4096), ("auto", "auto")])
+async def test_the_memory_of_an_entry_is_a_size(tmp_path: Path, written: str, bytes: object) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(f"models: [{{id: a, path: org/a, memory: {written}}}]")
+    (entry,) = read_models(Settings(models_file=file))
+    assert entry.memory == bytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ("memory: much", "a: memory: a size is `auto` or a number of bytes"),
+        ("kv_bits: 4", "a: kv_bits and kv_group_size need `cache_type: quantized`"),
+        ("kv_group_size: 32", "a: kv_bits and kv_group_size need `cache_type: quantized`"),
+        ("cache_type: quantized, kv_bits: 3", "Invalid enum value 3"),
+        ("quantization: q2", "Invalid enum value 'q2'"),
+    ],
+)
+async def test_what_cannot_be_done_with_memory_is_an_error(tmp_path: Path, fields: str, problem: str) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(f"models: [{{id: a, path: org/a, {fields}}}]")
+    with pytest.raises(SettingsError) as caught:
+        read_models(Settings(models_file=file))
+    assert problem in str(caught.value)

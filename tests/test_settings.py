@@ -248,3 +248,25 @@ def test_every_setting_has_a_description_and_is_named_once_among_the_sources() -
 def test_a_file_that_is_not_text_is_an_error(name: str, start: str) -> None:
     Path(name).write_bytes(b"OPENAI_GATEWAY_MODEL=\xff\n")
     assert problems()[0].startswith(f"{start}'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("auto", "auto"), ("12GB", 12 * 10**9), ("1.5 GiB", 3 * 2**29), ("512MiB", 2**29), (4096, 4096), ("4096", 4096),
+    ],
+)  # fmt: skip
+def test_memory_is_written_as_people_write_sizes(text: object, size: object) -> None:
+    assert Settings(memory=text).memory == size
+
+
+@pytest.mark.parametrize("text", ["12 apples", "-1", "0", "all", "", "GB", True])
+def test_memory_of_any_other_kind_is_an_error(text: object) -> None:
+    (problem,) = problems(memory=text)
+    assert "memory: a size is `auto` or a number of bytes" in problem
+
+
+def test_blas_is_auto_none_or_a_file_that_is_there(tmp_path: Path) -> None:
+    assert [Settings(blas=choice).blas for choice in ("auto", "none", __file__)]
+    (problem,) = problems(blas=str(tmp_path / "libopenblas.so"))
+    assert "is neither `auto` nor `none`, nor a file" in problem

@@ -37,7 +37,7 @@ async def some(*texts: str, pause: float = 0) -> AsyncGenerator[bytes]:
     """Frames with a pause before each."""
     for text in texts:
         await asyncio.sleep(pause)
-        yield frame(text)
+        yield frame(text.encode())
 
 
 async def test_frames_are_followed_by_done() -> None:
@@ -52,7 +52,7 @@ async def test_silence_is_filled_with_comments_and_only_silence() -> None:
 
 async def test_an_error_on_the_way_is_an_error_event_and_then_the_end() -> None:
     async def failing() -> AsyncGenerator[bytes]:
-        yield frame("a")
+        yield frame(b"a")
         raise WorkerDied("it is gone")
 
     _, error, done = await respond(failing())
@@ -62,7 +62,7 @@ async def test_an_error_on_the_way_is_an_error_event_and_then_the_end() -> None:
 
 async def test_a_bug_on_the_way_tells_the_client_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
     async def failing() -> AsyncGenerator[bytes]:
-        yield frame("a")
+        yield frame(b"a")
         raise KeyError("/secret/path")
 
     _, error, _ = await respond(failing())
@@ -78,7 +78,7 @@ async def test_a_client_that_leaves_ends_the_work() -> None:
         try:
             while True:
                 await asyncio.sleep(0.01)
-                yield frame("a")
+                yield frame(b"a")
         finally:
             closed.set()
 

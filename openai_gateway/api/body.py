@@ -21,6 +21,9 @@ Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+FLEX = 10
+"""The priority of `service_tier: "flex"`; every other tier is the ordinary one here."""
+
 CODES = {"missing": "missing_required_parameter", "json_invalid": "invalid_json"}
 """pydantic's error type → OpenAI's code; types that end in `_type` are `invalid_type`, the rest `invalid_value`."""
 
@@ -76,6 +79,13 @@ class Body(BaseModel):
     seed: Int64 | None = None
     logit_bias: dict[str, Any] | None = None
     user: str | None = None
+    priority: Annotated[int, Field(ge=0, le=100)] | None = None
+    service_tier: str | None = None
+
+    @property
+    def rank(self) -> int:
+        """The request's priority, as vLLM counts it: lower goes first. Clients can only step back from 0."""
+        return (FLEX if self.service_tier == "flex" else 0) if self.priority is None else self.priority
 
     @property
     def include_usage(self) -> bool:

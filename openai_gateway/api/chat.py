@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Container, Mapping
+from collections.abc import AsyncGenerator, Callable, Container, Iterable, Iterator, Mapping
 from contextlib import aclosing
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.chat import chat_completion as answer
 from openai.types.chat import chat_completion_chunk as part
-from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
 from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from openai_gateway.api import body
+from openai_gateway.api.logprobs import all_entries, entries, sliced
 from openai_gateway.api.messages import MessageBody
+from openai_gateway.api.stencil import HOLE, Stencil, encode
 from openai_gateway.errors import InvalidRequest, UnsupportedParameter
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
-from openai_gateway.types import ChatRequest, Delta, Effort, Event, TokenLogprob, Usage
-
-FLOOR = -9999.0
-"""Stands for the log of zero: minus infinity is no JSON."""
+from openai_gateway.types import ChatRequest, Delta, Effort, Event, FinishReason, Started, Usage
 
 
 class ChatBody(body.Body):
@@ -59,10 +58,9 @@ class ChatBody(body.Body):
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     metadata: dict[str, Any] | None = Field(None, max_length=16)
-    service_tier: str | None = None
 
-    def request(self, max_n: int, default: Effort | None = None) -> ChatRequest:
-        """What is asked for; `default` is the model's own effort. Raises `InvalidRequest`."""
+    def request(self, max_n: int, default: Effort | None, owner: str) -> ChatRequest:
+        """What `owner` asks for; `default` is the model's own effort. Raises `InvalidRequest`."""
         self.check(max_n)
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
@@ -81,6 +79,8 @@ class ChatBody(body.Body):
             effort=self.effort(default),
             template_kwargs=self._template_kwargs(),
             continue_final=prefilled and self.continue_final_message is not False,
+            owner=owner,
+            priority=self.rank,
         )
 
     def effort(self, default: Effort | None) -> Effort | None:
@@ -136,14 +136,16 @@ class Chat:
     async def create(self, http: Request) -> Response:
         asked = await body.read(http, ChatBody)
         spec = self._gateway.registry.resolve(asked.model)
-        request = asked.request(self._settings.max_n, spec.defaults.reasoning_effort)
+        request = asked.request(self._settings.max_n, spec.defaults.reasoning_effort, http.state.owner)
         reply = Reply(asked)
         events = self._gateway.generate(request)
         if not asked.stream:
             return await unless_gone(http, reply.whole(events))
         # Whatever can be refused is refused by the first event: after it there is no way back from the 200.
         first = await unless_gone(http, body.first_of(events))
-        return EventStream(reply.stream(first, events), keep_alive=self._settings.stream_keepalive)
+        return EventStream(
+            reply.stream(first, events), keep_alive=self._settings.stream_keepalive, headers=prefix_cache([first])
+        )
 
 
 class Reply:
@@ -154,8 +156,10 @@ class Reply:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._tally = Tally(asked.n or 1, keep=not asked.stream)
-        # OpenAI says which tier served a request only to those who asked for one; there is one here.
-        self._tier: dict[str, Any] = {"service_tier": "default"} if asked.service_tier else {}
+        # OpenAI says which tier served a request only to those who asked for one.
+        self._tier: dict[str, Any] = (
+            {"service_tier": "flex" if asked.service_tier == "flex" else "default"} if asked.service_tier else {}
+        )
 
     async def whole(self, events: AsyncGenerator[Event]) -> Response:
         """The answer in one piece."""
@@ -171,7 +175,13 @@ class Reply:
             usage=usage(self._tally.usage),
             **self._tier,
         )
-        return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
+        rendered = Stencil(completion.model_dump_json(exclude_unset=True, warnings=False).encode())
+        logprobs = [await all_entries(choice.logprobs) for choice in self._tally.choices if self._asked.logprobs]
+        return Response(
+            rendered.filled(*logprobs),
+            headers=prefix_cache([self._tally.started]),
+            media_type="application/json",
+        )
 
     def _choice(self, index: int, choice: Choice) -> answer.Choice:
         message = ChatCompletionMessage(
@@ -181,39 +191,34 @@ class Reply:
             annotations=[],
             **self._reasoning("".join(choice.reasoning)),
         )
-        logprobs = (
-            answer.ChoiceLogprobs(content=_entries(choice.logprobs), refusal=None) if self._asked.logprobs else None
-        )
+        logprobs = answer.ChoiceLogprobs.model_construct(content=HOLE, refusal=None) if self._asked.logprobs else None
         return answer.Choice(index=index, message=message, finish_reason=choice.finish or "stop", logprobs=logprobs)
 
     async def stream(self, first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
         """The answer in chunks, framed: each choice's role first, in order; then its deltas; then why it ended."""
         async with aclosing(events):
             self._tally.add(first)
-            for index in range(self._asked.n or 1):
-                yield self._chunk(index, part.ChoiceDelta(role="assistant", content="", refusal=None))
+            shapes = [Shapes(self._frame, index) for index in range(self._asked.n or 1)]
+            yield b"".join([shape.role for shape in shapes])
             async for event in events:
                 self._tally.add(event)
                 if isinstance(event, Delta):
-                    for chunk in self._chunks(event):
+                    for chunk in self._chunks(shapes[event.index], event):
                         yield chunk
         if self._asked.include_usage:
             yield self._frame([], usage(self._tally.usage))
 
-    def _chunks(self, delta: Delta) -> list[bytes]:
-        chunks = []
+    def _chunks(self, shapes: Shapes, delta: Delta) -> Iterator[bytes]:
         if delta.reasoning and not self._asked.hide_reasoning:
-            chunks.append(self._chunk(delta.index, part.ChoiceDelta(**self._reasoning(delta.reasoning))))
-        if delta.content or delta.logprobs:
-            logprobs = part.ChoiceLogprobs(content=_entries(delta.logprobs), refusal=None) if delta.logprobs else None
-            chunks.append(self._chunk(delta.index, part.ChoiceDelta(content=delta.content), logprobs))
+            reasoning = encode(delta.reasoning)
+            yield shapes.reasoning.filled(reasoning, reasoning)
+        if delta.logprobs:
+            for some in sliced(delta):
+                yield shapes.logprobs.filled(encode(some.content), encode(entries(some.logprobs)))
+        elif delta.content:
+            yield shapes.content.filled(encode(delta.content))
         if delta.finish is not None:
-            choice = part.Choice(index=delta.index, delta=part.ChoiceDelta(), finish_reason=delta.finish, logprobs=None)
-            chunks.append(self._frame([choice]))
-        return chunks
-
-    def _chunk(self, index: int, delta: part.ChoiceDelta, logprobs: part.ChoiceLogprobs | None = None) -> bytes:
-        return self._frame([part.Choice(index=index, delta=delta, finish_reason=None, logprobs=logprobs)])
+            yield shapes.finish(delta.finish)
 
     def _frame(self, choices: list[part.Choice], used: CompletionUsage | None = None) -> bytes:
         extra = self._tier | ({"usage": used} if self._asked.include_usage else {})
@@ -225,27 +230,52 @@ class Reply:
             choices=choices,
             **extra,
         )
-        return frame(chunk.model_dump_json(exclude_unset=True))
+        return frame(chunk.model_dump_json(exclude_unset=True, warnings=False).encode())
 
     def _reasoning(self, text: str) -> dict[str, Any]:
         """Reasoning under both names in use: every client reads one of them and ignores the other."""
         return {"reasoning": text, "reasoning_content": text} if text and not self._asked.hide_reasoning else {}
 
 
-def _entries(logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[ChatCompletionTokenLogprob]:
-    # `model_construct`: an answer can hold a hundred thousand of these, and what they are made of is typed already.
-    return [
-        ChatCompletionTokenLogprob.model_construct(
-            token=entry.token,
-            bytes=list(entry.raw),
-            logprob=max(entry.logprob or 0.0, FLOOR),
-            top_logprobs=[
-                TopLogprob.model_construct(token=token, bytes=list(raw), logprob=max(value, FLOOR))
-                for token, raw, value in entry.top
-            ],
+class Shapes:
+    """The chunks of one choice of a stream, made of the SDK's classes once each; `frame` renders a chunk."""
+
+    def __init__(self, frame: Callable[[list[part.Choice]], bytes], index: int) -> None:
+        self._frame = frame
+        self._index = index
+
+    @property
+    def role(self) -> bytes:
+        return self._chunk(part.ChoiceDelta(role="assistant", content="", refusal=None))
+
+    @cached_property
+    def reasoning(self) -> Stencil:
+        """With reasoning to be filled in, twice."""
+        both = dict.fromkeys(("reasoning", "reasoning_content"), HOLE)
+        return Stencil(self._chunk(part.ChoiceDelta(**both)))
+
+    @cached_property
+    def content(self) -> Stencil:
+        return Stencil(self._chunk(part.ChoiceDelta(content=HOLE)))
+
+    @cached_property
+    def logprobs(self) -> Stencil:
+        """With content and log-probabilities to be filled in."""
+        logprobs = part.ChoiceLogprobs.model_construct(content=HOLE, refusal=None)
+        return Stencil(self._chunk(part.ChoiceDelta(content=HOLE), logprobs=logprobs))
+
+    def finish(self, reason: FinishReason) -> bytes:
+        return self._chunk(part.ChoiceDelta(), finish_reason=reason)
+
+    def _chunk(
+        self,
+        delta: part.ChoiceDelta,
+        logprobs: part.ChoiceLogprobs | None = None,
+        finish_reason: FinishReason | None = None,
+    ) -> bytes:
+        return self._frame(
+            [part.Choice(index=self._index, delta=delta, finish_reason=finish_reason, logprobs=logprobs)]
         )
-        for entry in logprobs
-    ]
 
 
 def usage(used: Usage) -> CompletionUsage:
@@ -262,3 +292,12 @@ def usage(used: Usage) -> CompletionUsage:
             rejected_prediction_tokens=0,
         ),
     )
+
+
+def prefix_cache(begun: Iterable[Event | None]) -> dict[str, str]:
+    """How many tokens of the prompts were cached when they `Started`, and where a single one left what is."""
+    started = [event for event in begun if isinstance(event, Started)]
+    value = f"hit={sum(event.cached_tokens for event in started)}"
+    if len(started) == 1 and started[0].diverged_at is not None:
+        value += f"; diverged={started[0].diverged_at}"
+    return {"x-prefix-cache": value}

@@ -6,25 +6,25 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from codecs import getincrementaldecoder
-from collections.abc import AsyncGenerator, Container, Mapping
+from collections.abc import AsyncGenerator, Container, Iterator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, ClassVar
 
 from msgspec.structs import replace
 from openai.types import Completion, CompletionChoice, CompletionUsage
-from openai.types.completion_choice import Logprobs
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from openai_gateway.api import body
-from openai_gateway.api.chat import FLOOR, usage
+from openai_gateway.api.chat import prefix_cache, usage
+from openai_gateway.api.logprobs import Layout, sliced
+from openai_gateway.api.stencil import HOLE, Stencil, encode
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
-from openai_gateway.types import CompletionRequest, Delta, Echo, Event, TokenLogprob, Usage
+from openai_gateway.types import CompletionRequest, Delta, Echo, Event, FinishReason, Usage
 
 
 class CompletionBody(body.Body):
@@ -47,8 +47,8 @@ class CompletionBody(body.Body):
         """Choices to generate for each prompt; the `n` likeliest of them are returned."""
         return max(self.best_of or 1, self.n or 1)
 
-    def requests(self, max_n: int, max_prompts: int) -> list[CompletionRequest]:
-        """One request for each prompt. Raises `InvalidRequest`."""
+    def requests(self, max_n: int, max_prompts: int, owner: str) -> list[CompletionRequest]:
+        """One request for each prompt, all by `owner`. Raises `InvalidRequest`."""
         self.check(max_n)
         self._check_best_of(max_n)
         max_tokens = 16 if self.max_tokens is None else self.max_tokens
@@ -63,6 +63,8 @@ class CompletionBody(body.Body):
                 suffix=self.suffix or None,
                 sampling=replace(sampling, n=self.candidates),
                 echo=bool(self.echo),
+                owner=owner,
+                priority=self.rank,
             )
             for prompt in self._prompts(max_prompts)
         ]
@@ -113,14 +115,16 @@ class Completions:
 
     async def create(self, http: Request) -> Response:
         asked = await body.read(http, CompletionBody)
-        requests = asked.requests(self._settings.max_n, self._settings.max_queue)
+        requests = asked.requests(self._settings.max_n, self._settings.max_queue, http.state.owner)
         self._gateway.registry.resolve(asked.model)
         reply = Reply(asked, len(requests))
         generated = [self._gateway.generate(request) for request in requests]
         if not asked.stream:
             return await unless_gone(http, reply.whole(generated))
         firsts = await unless_gone(http, _firsts(generated))
-        return EventStream(reply.stream(firsts, generated), keep_alive=self._settings.stream_keepalive)
+        return EventStream(
+            reply.stream(firsts, generated), keep_alive=self._settings.stream_keepalive, headers=prefix_cache(firsts)
+        )
 
 
 async def _firsts(generated: list[AsyncGenerator[Event]]) -> list[Event]:
@@ -145,6 +149,7 @@ class Reply:
         self._n = asked.n or 1
         self._tallies = [Tally(asked.candidates, keep=not asked.stream) for _ in range(prompts)]
         self._echoes: list[Echo | None] = [None] * prompts
+        self._stencils: dict[tuple[int, FinishReason | None], Stencil] = {}
 
     async def whole(self, generated: list[AsyncGenerator[Event]]) -> Response:
         """The answer in one piece."""
@@ -154,13 +159,22 @@ class Reply:
                     group.create_task(self._collect(prompt, events))
         except* Exception as errors:
             raise errors.exceptions[0] from None
-        choices = [
-            self._choice(prompt * self._n + place, choice, self._echoes[prompt])
+        best = [
+            (self._echoes[prompt] or Echo(""), choice)
             for prompt, tally in enumerate(self._tallies)
-            for place, choice in enumerate(self._best(tally.choices))
+            for choice in self._best(tally.choices)
         ]
-        answer = self._completion(choices, self._usage())
-        return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+        choices = [
+            self._choice(index, echo.text + "".join(choice.content), choice.finish or "stop")
+            for index, (echo, choice) in enumerate(best)
+        ]
+        rendered = Stencil(self._json(choices, self._usage()))
+        logprobs = [await self._all_logprobs(echo, choice) for echo, choice in best if self._asked.logprobs is not None]
+        return Response(
+            rendered.filled(*logprobs),
+            headers=prefix_cache(tally.started for tally in self._tallies),
+            media_type="application/json",
+        )
 
     async def _collect(self, prompt: int, events: AsyncGenerator[Event]) -> None:
         async with aclosing(events):
@@ -180,49 +194,53 @@ class Reply:
             : self._n
         ]
 
-    def _choice(self, index: int, choice: Choice, echo: Echo | None) -> CompletionChoice:
-        entries = [*(echo.logprobs if echo else ()), *choice.logprobs]
-        text = (echo.text if echo else "") + "".join(choice.content)
-        return CompletionChoice(
-            index=index,
-            text=text,
-            finish_reason=choice.finish or "stop",
-            logprobs=Layout().entries(entries, text) if self._asked.logprobs is not None else None,
-        )
+    async def _all_logprobs(self, echo: Echo, choice: Choice) -> bytes:
+        entries = (*echo.logprobs, *choice.logprobs)
+        return encode(await Layout().all_arrays(entries, echo.text))
+
+    def _choice(self, index: int, text: str, finish: FinishReason | None) -> CompletionChoice:
+        logprobs = HOLE if self._asked.logprobs is not None else None
+        # `construct`: OpenAI's class knows no choice without a finish reason, and sends them all the same.
+        return CompletionChoice.model_construct(index=index, text=text, finish_reason=finish, logprobs=logprobs)
 
     async def stream(self, firsts: list[Event], generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[bytes]:
         """The answer in chunks, framed, as the prompts bring them."""
         for prompt, event in enumerate(firsts):
             self._take(prompt, event)
         layouts = [Layout() for _ in range(len(firsts) * self._n)]
-        async with aclosing(merged(generated)) as events:
+        several = merged(generated) if len(generated) > 1 else _alone(generated[0])
+        async with aclosing(several) as events:
             async for prompt, event in events:
                 self._take(prompt, event)
                 for index, delta in self._deltas(prompt, event):
                     yield self._chunk(index, delta, layouts[index])
+                    if isinstance(event, Echo):
+                        await asyncio.sleep(0)  # it can be long, and every choice has it: others have their turn
         if self._asked.include_usage:
-            yield frame(self._completion([], self._usage()).model_dump_json(exclude_unset=True))
+            yield frame(self._json([], self._usage()))
 
-    def _deltas(self, prompt: int, event: Event) -> list[tuple[int, Delta]]:
+    def _deltas(self, prompt: int, event: Event) -> Iterator[tuple[int, Delta]]:
         first = prompt * self._n
         if isinstance(event, Echo):  # every choice begins with the prompt
-            return [(first + i, Delta(i, event.text, logprobs=event.logprobs)) for i in range(self._n)]
-        if isinstance(event, Delta) and (event.content or event.logprobs or event.finish):
-            return [(first + event.index, event)]
-        return []
+            for index in range(self._n):
+                for delta in sliced(Delta(index, event.text, logprobs=event.logprobs)):
+                    yield first + index, delta
+        elif isinstance(event, Delta) and (event.content or event.logprobs or event.finish):
+            for delta in sliced(event):
+                yield first + event.index, delta
 
     def _chunk(self, index: int, delta: Delta, layout: Layout) -> bytes:
-        logprobs = layout.entries(delta.logprobs, delta.content) if self._asked.logprobs is not None else None
-        # `construct`: OpenAI's class knows no choice without a finish reason, and sends them all the same.
-        choice = CompletionChoice.model_construct(
-            index=index, text=delta.content, finish_reason=delta.finish, logprobs=logprobs
-        )
-        completion = self._completion([choice], None)
-        return frame(completion.model_dump_json(exclude_unset=True, warnings=False))
+        if (stencil := self._stencils.get((index, delta.finish))) is None:
+            stencil = Stencil(frame(self._json([self._choice(index, HOLE, delta.finish)], None)))
+            self._stencils[index, delta.finish] = stencil
+        text = encode(delta.content)
+        if self._asked.logprobs is None:
+            return stencil.filled(text)
+        return stencil.filled(encode(layout.arrays(delta.logprobs, delta.content)), text)
 
-    def _completion(self, choices: list[CompletionChoice], used: CompletionUsage | None) -> Completion:
+    def _json(self, choices: list[CompletionChoice], used: CompletionUsage | None) -> bytes:
         extra: dict[str, Any] = {"usage": used} if used or self._asked.include_usage else {}
-        return Completion.model_construct(
+        completion = Completion.model_construct(
             id=self._id,
             object="text_completion",
             created=self._created,
@@ -230,6 +248,7 @@ class Reply:
             choices=choices,
             **extra,
         )
+        return completion.model_dump_json(exclude_unset=True, warnings=False).encode()
 
     def _usage(self) -> CompletionUsage:
         parts = [tally.usage for tally in self._tallies]
@@ -243,50 +262,25 @@ class Reply:
         )
 
 
-class Layout:
-    """Log-probabilities in the four parallel arrays of this endpoint; offsets go on from one piece to the next."""
-
-    def __init__(self) -> None:
-        self._offset = 0
-        self._decoder = getincrementaldecoder("utf-8")("replace")
-
-    def entries(self, entries: list[TokenLogprob] | tuple[TokenLogprob, ...], text: str) -> Logprobs:
-        """Arrays for these tokens of `text`; `text_offset` counts characters from the start of the choice's text."""
-        offsets = []
-        for entry in entries:
-            offsets.append(self._offset)
-            # A token that begins a prompt without standing in it was put there by the tokenizer. Of the tokens that
-            # make up one character, the last one has it.
-            if entry.logprob is not None or text.startswith(entry.token):
-                self._offset += len(self._decoder.decode(entry.raw))
-        return Logprobs.model_construct(
-            tokens=[entry.token for entry in entries],
-            token_logprobs=[None if e.logprob is None else max(e.logprob, FLOOR) for e in entries],
-            top_logprobs=[_top(entry) for entry in entries],
-            text_offset=offsets,
-        )
-
-
-def _top(entry: TokenLogprob) -> dict[str, float] | None:
-    """The likeliest tokens and always the actual one as well: lm-eval-harness compares the two."""
-    if entry.logprob is None:
-        return None
-    top = {token: max(value, FLOOR) for token, _, value in reversed(entry.top)}
-    return top | {entry.token: max(entry.logprob, FLOOR)}
+async def _alone(generated: AsyncGenerator[Event]) -> AsyncGenerator[tuple[int, Event]]:
+    async with aclosing(generated) as events:
+        async for event in events:
+            yield 0, event
 
 
 async def merged(generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[tuple[int, Event]]:
     """The events of several requests as they come, each with its request's number. The first error ends all."""
-    queue: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue()
+    # Short: what the reader does not take has to wait where it is joined, and counted.
+    queue: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue(1)
 
     async def forward(number: int, events: AsyncGenerator[Event]) -> None:
         try:
             async with aclosing(events):
                 async for event in events:
-                    queue.put_nowait((number, event))
-            queue.put_nowait(None)
+                    await queue.put((number, event))
+            await queue.put(None)
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     tasks = [asyncio.create_task(forward(number, events)) for number, events in enumerate(generated)]
     try:

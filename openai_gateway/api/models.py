@@ -38,7 +38,13 @@ class Models:
             {
                 "object": "capabilities",
                 "version": __version__,
-                "endpoints": ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/capabilities"],
+                "endpoints": [
+                    "/v1/chat/completions",
+                    "/v1/completions",
+                    "/v1/models",
+                    "/v1/capabilities",
+                    "/v1/performance",
+                ],
                 "features": {
                     "streaming": True,
                     "logprobs": True,

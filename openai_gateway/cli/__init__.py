@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from openai_gateway import __version__
+from openai_gateway.cli.bench import bench
 from openai_gateway.cli.chat import chat
 from openai_gateway.cli.config import config
 from openai_gateway.cli.health import health
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (serve, chat, models, config, health):
+for command in (serve, chat, models, config, health, bench):
     app.command()(command)
 
 

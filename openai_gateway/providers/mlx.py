@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
 
-from openai_gateway.errors import ModelFailed, QueueFull, Unavailable, WorkerDied, named
+from openai_gateway import blas
+from openai_gateway.errors import ModelFailed, QueueFull, SlowClient, Unavailable, WorkerDied, named
+from openai_gateway.providers.unread import Unread
 from openai_gateway.settings import Settings
 from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Stats
 from openai_gateway.worker import wire
@@ -56,6 +59,8 @@ class MLXProvider:
     async def start(self) -> ModelInfo:
         """Start the first worker; a model that cannot be loaded is the caller's to know, and is not tried again."""
         worker = await Worker.spawn(self._spec, self._settings)
+        if chosen := blas.choose(self._settings.blas):
+            logger.info("%s multiplies matrices with %s", self._spec.id, chosen.summary)
         self._worker.set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
         return worker.info
@@ -133,7 +138,7 @@ class Worker:
         self._writer = writer
         self._settings = settings
         self._ids = itertools.count()
-        self._pending: dict[int, asyncio.Queue[Event]] = {}
+        self._pending: dict[int, Unread] = {}
         self._heard = time.monotonic()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
@@ -141,8 +146,10 @@ class Worker:
     async def spawn(cls, spec: ModelSpec, settings: Settings) -> Worker:
         """Start a process and wait until it has loaded the model. Raises `ModelFailed`."""
         try:
-            process, ours = _start()
-        except OSError as error:
+            chosen = await asyncio.to_thread(blas.choose, settings.blas)
+            process, ours = _start(chosen.environment if chosen else {})
+        except (OSError, ValueError) as error:
+            logger.error("no worker can be started for %s: %s", spec.id, error)
             raise ModelFailed(f"No worker can be started for `{spec.id}`; the server's log says why.") from error
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         engine = wire.Engine(
@@ -150,6 +157,13 @@ class Worker:
             prefill_step=settings.prefill_step,
             heartbeat=min(1.0, settings.heartbeat_timeout / 4),
             wired_limit=settings.wired_limit,
+            memory=settings.memory,
+            quantization=settings.quantization,
+            places=settings.max_loaded_models,
+            prefix_cache=settings.prefix_cache,
+            share_prefixes=settings.share_prefixes,
+            prefix_disk=settings.prefix_disk,
+            prefix_folder=str(settings.prefix_folder),
         )
         try:
             writer.write(wire.encode(wire.Load(spec, engine)))
@@ -175,7 +189,7 @@ class Worker:
         if len(self._pending) >= self._settings.max_batch + self._settings.max_queue:
             raise QueueFull("The model's queue is full. Please try again in 1s.")
         id = next(self._ids)
-        events = self._pending[id] = asyncio.Queue()
+        events = self._pending[id] = Unread(self._settings.max_unread)
         unfinished = request.sampling.n
         try:
             self._send(wire.Generate(id, request))
@@ -190,7 +204,7 @@ class Worker:
                     unfinished -= 1
                 yield event
         finally:
-            del self._pending[id]
+            self._pending.pop(id, None)
             if unfinished:
                 self._send(wire.Cancel(id))
 
@@ -209,7 +223,7 @@ class Worker:
         logger.info("worker process %d ended with status %d: %s", self._process.pid, status, why)
         failure = Failed(WorkerDied.__name__, "The model's worker ended, and another is started. Please retry.")
         for events in self._pending.values():
-            events.put_nowait(failure)
+            events.put(failure)
 
     def _send(self, message: wire.ToWorker) -> None:
         # A dead worker is noticed by `_read`, which fails what is pending: there is nothing to do for it here.
@@ -226,7 +240,17 @@ class Worker:
                     for id, event in message.events:
                         self.answered = True
                         if (events := self._pending.get(id)) is not None:
-                            events.put_nowait(event)
+                            events.put(event)
+                            if events.overfull:
+                                self._cut_off(id)
+
+    def _cut_off(self, id: int) -> None:
+        """Give up a request whose client does not read. Should it read on, it gets what waits, and hears why."""
+        limit = self._settings.max_unread
+        logger.warning("worker process %d: request %d left %d characters unread", self._process.pid, id, limit)
+        self._send(wire.Cancel(id))
+        message = f"More than {limit} characters of this answer were left unread, and it was given up."
+        self._pending.pop(id).put(Failed(SlowClient.__name__, message))
 
     async def _watch(self) -> None:
         """Returns when the worker has not been heard of for too long."""
@@ -242,15 +266,19 @@ class Worker:
         return self._heard != before
 
 
-def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A new process, and our end of its socket."""
+def _start(environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new process with these variables besides our own, and our end of its socket."""
     ours, theirs = socket.socketpair()
     try:
         with theirs:
             command = [sys.executable, "-m", "openai_gateway.worker", str(theirs.fileno())]
             # A session of its own: a terminal's Ctrl-C is for the gateway alone.
             process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | environment,
             )
     except OSError:
         ours.close()

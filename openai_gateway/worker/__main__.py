@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class Refused:
     reason: Failed
 
 
+STATS_EVERY = 0.5
+"""Seconds between two reports of how a busy engine is doing; an idle one says so with its heartbeat."""
+
 Inbox = queue.SimpleQueue[Job | Refused | wire.Cancel]
 
 
@@ -52,6 +56,7 @@ def main(fd: int) -> None:
         raise SystemExit("the first frame must say what to load")
 
     # Imports that take seconds, spent after the handshake.
+    from openai_gateway.worker.build import build
     from openai_gateway.worker.load import fetch, keep_wired_limit, load
 
     if not order.engine.wired_limit:
@@ -59,25 +64,18 @@ def main(fd: int) -> None:
     try:
         folder = fetch(order.spec)
         sock.sendall(wire.encode(wire.Fetched()))
-        loaded = load(replace(order.spec, path=str(folder)))
+        spec = replace(order.spec, path=str(folder))
+        loaded = load(spec, order.engine)
+        engine = build(loaded, spec, order.engine)
     except Exception as error:
         logger.exception("cannot load %s", order.spec.id)
         sock.sendall(wire.encode(wire.Broken(f"{type(error).__name__}: {error}")))
         raise SystemExit(1) from None
-    prompts = loaded.prompts
-    engine = Engine(
-        loaded.model,
-        prompts.table,
-        prompts.tokenizer.eos_token_ids,
-        prompts.open_text,
-        max_batch=order.engine.max_batch,
-        prefill_step=order.engine.prefill_step,
-    )
     inbox: Inbox = queue.SimpleQueue()
     requests: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
     left: set[int] = set()
     threading.Thread(target=_read, args=(incoming, requests, inbox, left), daemon=True).start()
-    threading.Thread(target=_prepare, args=(prompts, requests, inbox, left), daemon=True).start()
+    threading.Thread(target=_prepare, args=(loaded.prompts, requests, inbox, left), daemon=True).start()
     with suppress(ConnectionError):  # the gateway is gone, which ends the reading thread, and this process, as well
         sock.sendall(wire.encode(wire.Ready(loaded.info)))
         _serve(engine, inbox, sock, order.engine.heartbeat)
@@ -119,6 +117,7 @@ def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox
 def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) -> None:
     """The loop. It looks into the inbox before every step, so a newcomer waits for one step at the most."""
     gone: set[int] = set()
+    reported = 0.0
     while True:
         out: list[Out] = []
         try:
@@ -130,7 +129,11 @@ def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) 
             pass
         if engine.busy:
             out += engine.step()
-        sock.sendall(wire.encode(wire.Step(out)))
+        stats = None
+        if (now := time.monotonic()) - reported >= STATS_EVERY or not engine.busy:
+            reported, stats = now, engine.stats
+        sock.sendall(wire.encode(wire.Step(out, stats)))
+        engine.settle()
 
 
 def _take(engine: Engine, item: Job | Refused | wire.Cancel, gone: set[int]) -> list[Out]:
@@ -144,7 +147,10 @@ def _take(engine: Engine, item: Job | Refused | wire.Cancel, gone: set[int]) -> 
     gone.difference_update([id for id in gone if id <= item.id])
     if cancelled:
         return []
-    return [(item.id, item.reason)] if isinstance(item, Refused) else engine.submit(item)
+    if isinstance(item, Refused):
+        return [(item.id, item.reason)]
+    engine.submit(item)
+    return []
 
 
 if __name__ == "__main__":

@@ -1,30 +1,38 @@
-"""The rows that are being answered, and one step for all of them: mlx-lm's BatchGenerator, driven from outside.
+"""What is answered now, what waits, and one step for all of it.
 
-`Engine` knows tokens, rows and events; it knows nothing of sockets or templates. Everything here runs on the one
+`Engine` knows requests, rows and events; it knows nothing of sockets or templates. Everything here runs on the one
 thread that owns the model (mlx arrays that are not evaluated yet belong to the thread that made them).
+
+One step: admit who fits → read a bounded part of the prompts → one decode pass → report. Reading and decoding are
+handed to the device without waiting for either, so both are computed while the tokens of the last pass are reported.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, StopSequences
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
-from openai_gateway.errors import GatewayError, Unavailable
-from openai_gateway.types import Delta, Echo, Event, Failed, Progress, Started, TokenLogprob
+from openai_gateway.errors import GatewayError, InsufficientMemory, Unavailable
+from openai_gateway.types import Delta, Echo, Event, Failed, Progress, Started, Stats, TokenLogprob
+from openai_gateway.worker import reading as prompts
+from openai_gateway.worker.admission import Admission, Limits, youngest
+from openai_gateway.worker.batch import Cache, Decoding, Scored
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.parse import TextPath
+from openai_gateway.worker.prefixes import Found, Prefixes
 from openai_gateway.worker.prompt import Job
-from openai_gateway.worker.rows import Live, Row
-from openai_gateway.worker.sampling import Penalties, make_sampler, top_logprobs
+from openai_gateway.worker.reading import Reading
+from openai_gateway.worker.rows import Row
 from openai_gateway.worker.scoring import Scoring
+from openai_gateway.worker.snapshots import Snapshot
+from openai_gateway.worker.speculation import Drafter, Speculation
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +41,13 @@ Out = tuple[int, Event]
 
 INTERNAL = GatewayError("The server failed on this request.")
 TRY_AGAIN = Unavailable("The model could not go on with this request; please try again.")
+
+TRIMMABLE = (KVCache, QuantizedKVCache)
+"""Caches whose last positions can be taken back."""
+LEAST = 32
+"""Tokens of a long prompt that are read at each step, however many short ones there are."""
+WORTH_KEEPING = 32
+"""Tokens that are to be added to a kept prefix; fewer are read again as fast as they are kept."""
 
 
 class Float32:
@@ -51,10 +66,11 @@ class Float32:
 
 
 class Engine:
-    """Answers jobs in one batch. `step` is one pass: admit, compute, report.
+    """Answers jobs in one batch.
 
     `model` is mlx-lm's; `eos` are the ids that end an answer; `open_text` makes the text path of a choice. At most
-    `max_batch` rows decode at once, prefill reads `prefill_step` tokens of a prompt between two decode steps.
+    `limits.max_batch` rows decode at once; between two decode passes `prefill_step` prompt tokens are read. A row that
+    runs alone is decoded with guesses by a `drafter` of its own.
     """
 
     def __init__(
@@ -64,52 +80,80 @@ class Engine:
         eos: Iterable[int],
         open_text: Callable[[Job], TextPath[TokenLogprob]],
         *,
-        max_batch: int,
-        prefill_step: int,
+        prefixes: Prefixes,
+        limits: Limits,
+        memory_limit: int = 0,
+        batched: bool = True,
+        make_cache: Callable[[], Cache] | None = None,
+        drafter: Callable[[], Drafter] | None = None,
     ) -> None:
         self._model = Float32(model)
+        self._make_cache: Callable[[], Cache] = make_cache or self._model.make_cache
         self._table = table
         self._eos = frozenset(eos)
         self._open_text = open_text
-        self._max_batch = max_batch
-        self._prefill_step = prefill_step
+        self._limits = limits if batched else replace(limits, max_batch=1)
+        self._batched = batched
+        self._memory_limit = memory_limit
         # Scoring needs logits of every token, not of the last one alone: at most 128 MB of them at a time.
-        self._scoring_step = max(1, min(prefill_step, 2**25 // max(1, len(table))))
-        self._stream = mx.default_stream(mx.default_device())
-        self._waiting: deque[Job] = deque()
-        self._scoring: dict[int, tuple[Job, Scoring]] = {}
-        self._live: dict[int, Live] = {}
-        self._rows: dict[int, Row] = {}
-        self._leaving: set[int] = set()
-        self._generator = self._fresh()
-
-    def _fresh(self) -> Any:
-        return BatchGenerator(
-            self._model,
-            completion_batch_size=self._max_batch,
-            prefill_batch_size=self._max_batch,  # no short prompt waits until long ones are read
-            prefill_step_size=self._prefill_step,
-            stream=self._stream,
-        )
+        self._scoring_step = max(1, min(limits.prefill_step, 2**25 // max(1, len(table))))
+        self._prefixes = prefixes
+        self._admission = Admission(self._limits, prefixes)
+        # A wrong guess is taken back out of the caches, which a sliding window has no way to do.
+        self._drafter = drafter if all(type(layer) in TRIMMABLE for layer in self._make_cache()) else None
+        self._scoring: dict[int, tuple[Reading, Scoring]] = {}
+        self._reading: list[Reading] = []
+        self._batches: list[Decoding] = []
+        self._unkept: list[tuple[str, list[int], Cache, dict[int, Snapshot]]] = []
+        self._dropped: set[int] = set()
+        """Requests that were given up since the last step began."""
+        self._totals: Counter[str] = Counter()
 
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._waiting or self._scoring or self._rows or self._leaving)
+        return bool(self._admission.waiting or self._scoring or self._reading or self._batches)
 
-    def submit(self, job: Job) -> list[Out]:
-        """Queue a job; answers that it was accepted."""
-        self._waiting.append(job)
-        return [(job.id, Started(len(job.tokens)))]
+    @property
+    def stats(self) -> Stats:
+        """How it is doing."""
+        return Stats(
+            rows=sum(len(batch.rows) for batch in self._batches),
+            reading=len(self._reading) + len(self._scoring),
+            waiting=len(self._admission.waiting),
+            kv_bytes=sum(batch.nbytes for batch in self._batches)
+            + sum(layer.nbytes for reading in self._reading for layer in reading.cache),
+            prefix_bytes=self._prefixes.nbytes,
+            memory_bytes=mx.get_active_memory(),
+            memory_limit=self._memory_limit,
+            **self._totals,
+        )
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; the next step reports that it was accepted."""
+        n = job.sampling.n
+        # Where caches cannot be joined, each choice is read and answered by itself, one after the other.
+        parts = [range(n)] if self._batched else [range(index, index + 1) for index in range(n)]
+        self._admission.waiting += [Reading(job, job.tokens, choices) for choices in parts]
 
     def cancel(self, id: int) -> None:
-        """Forget a request, wherever it is: the next step begins with taking its rows out of the batch."""
-        self._waiting = deque(job for job in self._waiting if job.id != id)
+        """Forget a request, wherever it is; what was read and generated is kept for who asks again."""
+        for reading in self._reading:
+            if reading.job.id == id:
+                self._keep_part(reading)
+        for batch in self._batches:
+            self._remove(batch, {row for row in batch.rows if row.job.id == id})
+        self._drop(id)
+
+    def _drop(self, id: int) -> None:
+        """Forget a request, and keep nothing of it."""
+        self._dropped.add(id)
+        self._admission.waiting = [reading for reading in self._admission.waiting if reading.job.id != id]
+        self._reading = [reading for reading in self._reading if reading.job.id != id]
         self._scoring.pop(id, None)
-        if live := self._live.pop(id, None):
-            self._leaving |= live.uids
-            for uid in live.uids:
-                del self._rows[uid]
+        for batch in self._batches:
+            batch.remove({row for row in batch.rows if row.job.id == id})
+        self._batches = [batch for batch in self._batches if batch.rows]
 
     def step(self) -> list[Out]:
         """One pass. Whatever goes wrong in it fails the requests concerned; it never raises."""
@@ -118,204 +162,292 @@ class Engine:
             self._step(out)
             return out
         except Exception:
-            logger.exception("a step failed; every request in it is given up and the generator is rebuilt")
+            logger.exception("a step failed; every request in it is given up")
         # Not in the handler: the traceback there keeps the arrays of the failed step in memory.
         out += self._give_up()
         return out
 
     def _step(self, out: list[Out]) -> None:
-        if self._leaving:
-            self._generator.remove(self._leaving)
-            self._leaving.clear()
+        self._dropped.clear()
         out += self._admit()
         out += self._score()
-        self._share_prefill()
-        prompts, tokens = self._generator.next() if self._rows else ((), ())
-        for response in prompts:
-            out += self._prefilled(response)
-        out += self._generated(tokens)
+        out += self._read()
+        out += self._decode()
+        self._totals["steps"] += 1
         if not self.busy:
             mx.clear_cache()
 
-    def _share_prefill(self) -> None:
-        """`prefill_step` is for all prompts together; mlx-lm would read as much of each between two decode steps."""
-        reading = sum(row.reading for row in self._rows.values())
-        share = max(32, self._prefill_step // max(1, reading))
-        self._generator.prefill_step_size = min(share, self._prefill_step)
-
     def _give_up(self) -> Iterator[Out]:
-        for id in [*self._live, *self._scoring]:
+        rows = [row.job.id for batch in self._batches for row in batch.rows]
+        for id in dict.fromkeys([*rows, *(reading.job.id for reading in self._reading), *self._scoring]):
             yield id, failed(TRY_AGAIN)
-        self._live.clear()
-        self._scoring.clear()
-        self._rows.clear()
-        self._leaving.clear()
-        self._generator = self._fresh()
+        self._batches, self._reading, self._scoring = [], [], {}
         mx.clear_cache()
 
     def _alone(self, job: Job, work: Iterator[Out], error: GatewayError) -> Iterator[Out]:
         """Work that concerns one request only, and so fails no other."""
         try:
             yield from work
+        except GatewayError as refusal:
+            self._drop(job.id)
+            yield job.id, failed(refusal)
         except Exception:
             logger.exception("request %d failed in its own part of a step", job.id)
-            self.cancel(job.id)
+            self._drop(job.id)
             yield job.id, failed(error)
 
     # Admission
 
     def _admit(self) -> Iterator[Out]:
-        while self._waiting and self._has_room(self._waiting[0].sampling.n):
-            job = self._waiting.popleft()
-            yield from self._alone(job, self._begin(job), INTERNAL)
+        while reading := self._admission.next(self._reading, [r for r, _ in self._scoring.values()], self._batches):
+            yield from self._alone(reading.job, self._begin(reading), INTERNAL)
+        for reading in self._admission.waiting:
+            if not (reading.announced or reading.rows):
+                reading.announced = True
+                yield from self._accept(reading, Found(0, None, None))
 
-    def _has_room(self, rows: int) -> bool:
-        """Whether that many rows fit in; those of a single request always fit into an empty batch."""
-        taken = sum(live.size for live in self._live.values())
-        taken += sum(job.sampling.n for job, _ in self._scoring.values())
-        return not taken or taken + rows <= self._max_batch
+    def _accept(self, reading: Reading, found: Found) -> Iterator[Out]:
+        """Tell it once for all choices, and when it comes from the queue once more."""
+        if reading.choices.start == 0:
+            yield reading.job.id, Started(len(reading.job.tokens), found.length, found.diverged_at)
 
-    def _begin(self, job: Job) -> Iterator[Out]:
-        if job.echo is None:
-            yield from self._generate(job)
-        elif job.sampling.logprobs is None:
+    def _begin(self, reading: Reading) -> Iterator[Out]:
+        job = reading.job
+        if not job.tokens:
+            raise ValueError("a prompt has at least one token")
+        if self._limits.refuses(reading.width, len(reading.tokens)):
+            raise InsufficientMemory.of(reading.width, len(reading.tokens))
+        first = reading.choices.start == 0 and not reading.rows
+        if first and job.echo is not None and job.sampling.logprobs is not None:
+            yield from self._accept(reading, Found(0, None, None))
+            self._scoring[job.id] = reading, Scoring(self._model, job.tokens, job.sampling.logprobs, self._make_cache())
+            return
+        found = self._prefixes.find(job.owner, reading.tokens)
+        reading.cache, reading.done, reading.cached = found.cache or self._make_cache(), found.length, found.length
+        self._totals["cached_tokens"] += found.length
+        if not reading.rows:
+            yield from self._accept(reading, found)
+        if first and job.echo is not None:
             yield job.id, Echo(job.echo)
-            yield from self._generate(job)
-        else:
-            self._scoring[job.id] = job, Scoring(self._model, job.tokens, job.sampling.logprobs)
+        yield from self._open(reading)
+
+    def _open(self, reading: Reading) -> Iterator[Out]:
+        """From here on it is read, with what its cache holds already."""
+        job = reading.job
+        if job.max_tokens == 0:
+            for index in reading.choices:
+                yield job.id, Delta(index, finish="length")
+            return
+        stops = frozenset(job.sampling.stop_token_ids) | (frozenset() if job.sampling.ignore_eos else self._eos)
+        reading.rows = reading.rows or [Row(job, index, self._open_text(job), stops) for index in reading.choices]
+        self._reading.append(reading)
+
+    # Prompts whose own log-probabilities are asked for
 
     def _score(self) -> Iterator[Out]:
-        """Prompts whose own log-probabilities are asked for are read here, one after the other."""
+        """They are read here, one after the other."""
         room = self._scoring_step
-        for job, scoring in list(self._scoring.values()):
+        for reading, scoring in list(self._scoring.values()):
             if room > 0:
                 before = len(scoring.logprobs)
-                yield from self._alone(job, self._score_more(job, scoring, room), TRY_AGAIN)
+                yield from self._alone(reading.job, self._score_more(reading, scoring, room), TRY_AGAIN)
                 room -= len(scoring.logprobs) - before
 
-    def _score_more(self, job: Job, scoring: Scoring, room: int) -> Iterator[Out]:
-        done = scoring.read(room, self._stream)
+    def _score_more(self, reading: Reading, scoring: Scoring, room: int) -> Iterator[Out]:
+        job = reading.job
+        done = scoring.read(room)
         if len(job.tokens) > self._scoring_step:
             yield job.id, Progress(len(scoring.logprobs), len(job.tokens))
         if done:
             del self._scoring[job.id]
             yield job.id, self._echo(job, scoring)
-            yield from self._generate(job, scoring)
-
-    def _generate(self, job: Job, scoring: Scoring | None = None) -> Iterator[Out]:
-        if job.max_tokens == 0:
-            for index in range(job.sampling.n):
-                yield job.id, Delta(index, finish="length")
-            return
-        live = self._live[job.id] = Live(job)
-        if scoring is not None and len(job.tokens) > 1:
-            self._insert(live, range(job.sampling.n), job.tokens[-1:], scoring.cache, job.tokens[:-1])
-        elif job.sampling.n > 1 and len(job.tokens) > 1:
-            # The others follow when this one has read the prompt.
-            (live.fork,) = self._insert(live, range(1), job.tokens)
-        else:
-            self._insert(live, range(job.sampling.n), job.tokens)
-
-    def _insert(
-        self, live: Live, indices: range, tokens: list[int], cache: Any = None, read: list[int] | None = None
-    ) -> list[int]:
-        """Rows for these choices. `cache` (copied, lazily) already holds `read`, the tokens before `tokens`."""
-        sampling = live.job.sampling
-        rows = [Row(live.job, index, self._open_text(live.job)) for index in indices]
-        uids: list[int] = self._generator.insert(
-            [list(tokens) for _ in rows],
-            max_tokens=[live.job.max_tokens] * len(rows),
-            caches=None if cache is None else [copy.deepcopy(cache) for _ in rows],
-            all_tokens=None if read is None else [list(read) for _ in rows],
-            samplers=[make_sampler(sampling, row.index) for row in rows],
-            logits_processors=[
-                [row.guarded(Penalties(sampling), lambda _, logits: logits)] if Penalties.wanted(sampling) else []
-                for row in rows
-            ],
-            stop_sequences=[
-                stops(frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos))
-            ] * len(rows),
-        )  # fmt: skip
-        live.uids.update(uids)
-        self._rows.update(zip(uids, rows, strict=True))
-        return uids
+            reading.cache, reading.done = scoring.cache, len(job.tokens) - 1
+            yield from self._open(reading)
 
     def _echo(self, job: Job, scoring: Scoring) -> Echo:
         entries = [TokenLogprob(*self._spelled(job.tokens[0]), None)]
-        entries += [
-            self._entry(token, own, top) for token, (own, top) in zip(job.tokens[1:], scoring.logprobs, strict=True)
-        ]
+        entries += [self._entry(token, scored) for token, scored in zip(job.tokens[1:], scoring.logprobs, strict=True)]
         return Echo(job.echo or "", tuple(entries))
 
-    # Responses
+    # Reading
 
-    def _prefilled(self, response: Any) -> Iterator[Out]:
-        if (row := self._rows.get(response.uid)) is None:
-            return
-        row.reading = not response.end_of_prompt
-        done, total = response.progress
-        if total > self._prefill_step:
-            yield row.job.id, Progress(done, total)
-        live = self._live[row.job.id]
-        if live.fork == response.uid and done == total - 1:
-            live.fork = None
-            cache, read = self._generator.extract_cache([response.uid])[response.uid]
-            self._insert(live, range(1, row.job.sampling.n), row.job.tokens[-1:], cache, read)
+    def _read(self) -> Iterator[Out]:
+        """Prompts that can be finished now, the shortest first, and a part of one that cannot.
 
-    def _generated(self, responses: Iterable[Any]) -> Iterator[Out]:
-        responses = list(responses)
-        entries = self._entries(responses)
-        for response in responses:
-            row = self._rows.get(response.uid)
-            if row is not None:  # another row of its request may just have failed, and this one with it
-                yield from self._alone(row.job, self._advance(row, response, entries.get(response.uid)), INTERNAL)
+        All of it is at most `prefill_step` tokens, but at least some of the long one.
+        """
+        room = self._limits.prefill_step
+        finishing: list[Reading] = []
+        for reading in sorted(self._reading, key=lambda reading: reading.left):
+            longest = max(reading.left, *(other.left for other in finishing), 0)
+            if longest * (len(finishing) + 1) <= room:
+                finishing.append(reading)
+        long = [reading for reading in self._reading if reading not in finishing]
+        room -= sum(reading.left for reading in finishing)
+        yield from self._finish(finishing)
+        if long:
+            reading = min(long, key=lambda reading: reading.job.priority)
+            count = min(max(room, min(LEAST, self._limits.prefill_step)), reading.left - 1)
+            if count:
+                yield from self._alone(reading.job, self._read_part(reading, count), TRY_AGAIN)
 
-    def _advance(self, row: Row, response: Any, entry: TokenLogprob | None) -> Iterator[Out]:
-        if row.error is not None:
-            raise row.error
-        rendered, finish = row.read(response.token, response.finish_reason, entry)
+    def _read_part(self, reading: Reading, count: int) -> Iterator[Out]:
+        prompts.read_part(self._model, reading, count)
+        self._totals["read_tokens"] += count
+        mx.clear_cache()
+        if snapshot := self._prefixes.snapshot(reading.cache):
+            reading.snapshots[reading.done] = snapshot
+        yield from self._progress(reading)
+
+    def _progress(self, reading: Reading) -> Iterator[Out]:
+        if len(reading.tokens) > self._limits.prefill_step:
+            yield reading.job.id, Progress(reading.done, len(reading.tokens))
+
+    def _finish(self, finishing: list[Reading]) -> Iterator[Out]:
+        alone = [reading for reading in finishing if len(reading.rows) > 1]
+        for reading in alone:
+            yield from self._alone(reading.job, self._finish_one(reading), TRY_AGAIN)
+        together = [reading for reading in finishing if len(reading.rows) == 1]
+        for group in prompts.groups(together, len(self._table)):
+            if len(group) == 1:
+                yield from self._alone(group[0].job, self._finish_one(group[0]), TRY_AGAIN)
+            else:
+                yield from self._finish_group(group)
+
+    def _finish_one(self, reading: Reading) -> Iterator[Out]:
+        self._totals["read_tokens"] += reading.left
+        logits = prompts.read_rest(self._model, reading, len(self._table))
+        self._keep_part(reading)
+        for row in reading.rows:
+            row.kept = reading.done
+        self._reading.remove(reading)
+        self._join(prompts.begin(self._model, reading, reading.cache, logits))
+        yield from self._progress(reading)
+
+    def _finish_group(self, group: list[Reading]) -> Iterator[Out]:
+        self._totals["read_tokens"] += sum(reading.left for reading in group)
+        cache, logits = prompts.read_together(self._model, group, len(self._table))
+        self._reading = [reading for reading in self._reading if reading not in group]
+        newcomers = prompts.begin_together(self._model, group, cache, logits)
+        for reading in group:
+            (row,) = reading.rows
+            row.kept = reading.cached
+            if reading.done - reading.cached >= WORTH_KEEPING:
+                row.kept = reading.done
+                self._keep(reading.job.owner, reading.tokens, newcomers.cache_of(row), reading.snapshots)
+        self._join(newcomers)
+        for reading in group:
+            yield from self._progress(reading)
+
+    def _join(self, newcomers: Decoding) -> None:
+        batch = self._limits.place(self._batches, len(newcomers.rows), newcomers.longest)
+        if batch is None:
+            self._batches.append(newcomers)
+        else:
+            batch.extend(newcomers)
+
+    # Decoding
+
+    def _decode(self) -> Iterator[Out]:
+        while sum(len(batch.rows) for batch in self._batches) > 1 and not self._fits():
+            self._put_off(youngest(self._batches))
+        for batch in list(self._batches):
+            ended: set[Row] = set()
+            for row, token, scored in self._guessed(batch) or batch.step():
+                if row in ended or row.job.id in self._dropped:  # guessed behind its end; another choice has failed
+                    continue
+                self._totals["generated_tokens"] += 1
+                yield from self._alone(row.job, self._advance(row, token, scored, ended), INTERNAL)
+            self._remove(batch, ended)
+
+    def _fits(self) -> bool:
+        return self._limits.size(self._batches, self._reading) <= self._limits.room
+
+    def _put_off(self, row: Row) -> None:
+        """Back into the queue, to be read again with all that it has said when there is room."""
+        logger.info("request %d is put off: what runs has outgrown the memory", row.job.id)
+        for batch in list(self._batches):
+            self._remove(batch, {row})
+        row.sampled = row.generated  # the token that is being computed is chosen once more, and the same way
+        again = Reading(row.job, list(row.tokens), range(row.index, row.index + 1), [row])
+        self._admission.waiting.insert(0, again)
+
+    def _guessed(self, batch: Decoding) -> list[tuple[Row, int, None]]:
+        """The newest tokens of a row that has the engine for itself, where there was a guess at them."""
+        row = batch.rows[0]
+        others = len(self._batches) - 1 or self._admission.waiting or self._reading or self._scoring
+        alone = len(batch.rows) == 1 and not others
+        if self._drafter is None or not alone or row.penalties or row.job.sampling.logprobs is not None:
+            return []
+        row.guesses = row.guesses or Speculation(self._drafter())
+        if not row.guesses.due():
+            return []
+        drafted = row.guesses.draft(row.tokens, batch.pending, row.job.max_tokens - row.sampled)
+        if not drafted:
+            return []
+        tokens = batch.leap(drafted)
+        row.guesses.learn(len(drafted), len(tokens) - 1)
+        self._totals["drafted_tokens"] += len(drafted)
+        self._totals["accepted_tokens"] += len(tokens) - 1
+        return [(row, token, None) for token in tokens]
+
+    def _advance(self, row: Row, token: int, scored: Scored | None, ended: set[Row]) -> Iterator[Out]:
+        entry = None if scored is None else self._entry(token, scored, row)
+        rendered, finish = row.read(token, entry)
         if delta := row.delta(rendered, finish):
             yield row.job.id, delta
         if finish is not None:
-            self._end(response.uid, running=response.finish_reason is None)
+            ended.add(row)
 
-    def _end(self, uid: int, *, running: bool) -> None:
-        if running:
-            self._leaving.add(uid)
-        id = self._rows.pop(uid).job.id
-        live = self._live[id]
-        live.uids.discard(uid)
-        if not live.uids:
-            del self._live[id]
+    def _remove(self, batch: Decoding, rows: set[Row]) -> None:
+        """Take rows out of a batch, and keep what its caches know of them."""
+        for row in rows & set(batch.rows):
+            if row.stored - row.kept >= WORTH_KEEPING:
+                cache, beyond = batch.cache_of(row), row.stored - len(row.tokens)
+                for layer in cache if beyond > 0 else ():  # of a guess that went on behind the end
+                    layer.trim(beyond)
+                self._keep(row.job.owner, row.tokens[: row.stored], cache, {})
+        batch.remove(rows)
+        self._batches = [batch for batch in self._batches if batch.rows]
+
+    # Prefixes
+
+    def _keep_part(self, reading: Reading) -> None:
+        """Keep what is read of a prompt. A copy costs nothing before one of the two is written to."""
+        if reading.done - reading.cached >= WORTH_KEEPING:
+            read = reading.tokens[: reading.done]
+            self._keep(reading.job.owner, read, copy.deepcopy(reading.cache), reading.snapshots)
+
+    def _keep(self, owner: str, tokens: list[int], cache: Cache, snapshots: dict[int, Snapshot]) -> None:
+        if self._prefixes.keeping:
+            self._unkept.append((owner, tokens, cache, snapshots))
+
+    def settle(self) -> None:
+        """Puts into the prefix cache what the last step left for it. It is not in `step`: first tokens go out first."""
+        try:
+            for owner, tokens, cache, snapshots in self._unkept:
+                if snapshot := self._prefixes.snapshot(cache):
+                    snapshots = snapshots | {len(tokens): snapshot}
+                self._prefixes.keep(owner, tokens, cache, snapshots)
+        except Exception:
+            logger.exception("a prefix cannot be kept")
+        finally:
+            self._unkept.clear()
 
     # Log-probabilities
 
-    def _entries(self, responses: list[Any]) -> dict[int, TokenLogprob]:
-        asked = [r for r in responses if self._rows[r.uid].job.sampling.logprobs is not None]
-        if not asked:
-            return {}
-        wanted = [self._rows[r.uid].job.sampling.logprobs or 0 for r in asked]
-        found = top_logprobs(mx.stack([r.logprobs for r in asked]), [r.token for r in asked], max(wanted))
-        return {
-            r.uid: self._entry(r.token, own, top[:k], generated=True)
-            for r, k, (own, top) in zip(asked, wanted, found, strict=True)
-        }
-
-    def _entry(self, token: int, own: float, top: list[tuple[int, float]], *, generated: bool = False) -> TokenLogprob:
+    def _entry(self, token: int, scored: Scored, row: Row | None = None) -> TokenLogprob:
+        own, top = scored
         text, raw = self._spelled(token)
-        if generated and self._table.is_special(token):
-            raw = b""  # it does not stand in the answer
+        if row is not None:
+            top = top[: row.job.sampling.logprobs]
+            if self._table.is_special(token):
+                raw = b""  # it does not stand in the answer
         return TokenLogprob(text, raw, own, tuple((*self._spelled(id), value) for id, value in top))
 
     def _spelled(self, token: int) -> tuple[str, bytes]:
         raw = self._table.bytes_of(token)
         return raw.decode("utf-8", "replace"), raw
-
-
-@lru_cache(maxsize=256)
-def stops(ids: frozenset[int]) -> Any:
-    """mlx-lm's matcher for tokens that end a row."""
-    return StopSequences([(id,) for id in ids])
 
 
 def failed(error: GatewayError) -> Failed:

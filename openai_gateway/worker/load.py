@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import msgspec
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _download, load_adapters, load_model, load_tokenizer
 
 from openai_gateway import reasoning
 from openai_gateway.types import Defaults, ModelInfo, ModelSpec
+from openai_gateway.worker import memory, quantize, wire
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.harmony import HarmonyTokens
+from openai_gateway.worker.memory import Budget, Footprint
 from openai_gateway.worker.prompt import Prompts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,12 @@ class Loaded:
     model: Any
     prompts: Prompts
     info: ModelInfo
+    budget: Budget
+    footprint: Footprint
+    make_cache: Callable[[], list[Any]]
+    """Makes the empty caches of one row, one for each layer."""
+    batched: bool
+    """Whether the caches of several rows can be joined; if not, rows are to be answered one at a time."""
 
 
 def fetch(spec: ModelSpec) -> Path:
@@ -38,21 +49,29 @@ def fetch(spec: ModelSpec) -> Path:
     return Path(_download(spec.path, revision=spec.revision))
 
 
-def load(spec: ModelSpec) -> Loaded:
-    """Load weights and tokenizer. Raises whatever mlx-lm does when it cannot."""
+def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noqa: B008, a frozen value
+    """Load weights and tokenizer.
+
+    Raises MemoryError when the weights do not fit, before they are read; ValueError when the model cannot do what its
+    entry asks; else whatever mlx-lm does when it cannot load it.
+    """
     folder = fetch(spec)
-    model, config = load_model(folder)
+    # Lazily: of what is too large, only the shapes are known and no byte is read until each weight is quantized.
+    model, config = load_model(folder, lazy=True)
     if spec.adapter is not None:
         model = load_adapters(model, spec.adapter)
         model.eval()
-    if mx.default_device() == mx.Device(mx.cpu):
-        # 16-bit floats are emulated there: 17 to 75 times slower, also where they only scale 4-bit weights.
-        model.set_dtype(mx.float32)
-        mx.eval(model.parameters())
-    if unfit := {type(c).__name__ for c in make_prompt_cache(model) if not hasattr(c, "merge")}:
-        raise ValueError(f"requests to this model cannot be answered together: {', '.join(sorted(unfit))}")
+    computable(model)
+    budget = _fit(spec, engine, model)
+    make_cache = quantize.caches(model, spec)
+    footprint = memory.footprint(model, make_cache)
+    for _, value in tree_flatten(model.parameters()):
+        mx.eval(value)  # one by one: what it was quantized from is gone before the next is read
+    memory.keep_buffers(budget.reserve)
     tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
-    prompts = _prompts(spec, folder, tokenizer, _flat(model, config))
+    room = budget.room - budget.kept(engine.prefix_cache)
+    prompts = _prompts(spec, folder, tokenizer, _flat(model, config), lambda most: footprint.longest(room, most))
+    apart = memory.apart(make_cache())
     info = ModelInfo(
         context_length=prompts.context_length,
         vocab_size=prompts.vocab_size,
@@ -62,8 +81,45 @@ def load(spec: ModelSpec) -> Loaded:
         fill_in_the_middle=prompts.fill_in_the_middle is not None,
         parameters=_parameters(model),
         pid=os.getpid(),
+        weight_bytes=budget.weights,
+        quantization=quantize.name(model),
+        batched=not apart,
     )
-    return Loaded(model, prompts, info)
+    _report(spec, info, budget, footprint, apart)
+    return Loaded(model, prompts, info, budget, footprint, make_cache, info.batched)
+
+
+def computable(model: nn.Module) -> None:
+    """On a CPU, floats of 32 bits: those of 16 are emulated there, 17 to 75 times slower, also as 4-bit scales."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+
+
+def _fit(spec: ModelSpec, engine: wire.Engine, model: nn.Module) -> Budget:
+    """Quantize the model if it is to be, and find out what it leaves for keys and values."""
+    # Text is what stands in models.yaml, and has been made a number of by now.
+    allowed = engine.memory if spec.memory is None else cast("int | Literal['auto']", spec.memory)
+    wanted = spec.quantization or engine.quantization
+    before = memory.weight_bytes(model)
+    level = quantize.choose(wanted, model, limit=memory.limit(allowed), machine=memory.machine())
+    if level != "none":
+        quantize.quantize(model, level)
+        now = memory.gigabytes(memory.weight_bytes(model))
+        logger.info("quantizing %s: %s, %s instead of %s", spec.id, level, now, memory.gigabytes(before))
+    elif wanted in ("q4", "q8"):
+        logger.info("%s is quantized already (%s), and stays as it is", spec.id, quantize.name(model))
+    return memory.budget(allowed, memory.weight_bytes(model), engine.places)
+
+
+def _report(spec: ModelSpec, info: ModelInfo, budget: Budget, footprint: Footprint, apart: list[str]) -> None:
+    weights, room = memory.gigabytes(budget.weights), memory.gigabytes(budget.room)
+    each = memory.gigabytes(footprint.batch(1, info.context_length))
+    logger.info(
+        "%s: %s of weights (%s), %s for keys and values; %d tokens take %s",
+        spec.id, weights, info.quantization, room, info.context_length, each,
+    )  # fmt: skip
+    if apart:
+        logger.warning("requests to %s are answered one at a time: %s cannot be joined", spec.id, ", ".join(apart))
 
 
 def keep_wired_limit() -> None:
@@ -73,13 +129,18 @@ def keep_wired_limit() -> None:
     generate.maybe_set_recommended_wired_limit = lambda: None
 
 
-def _prompts(spec: ModelSpec, folder: Path, tokenizer: Any, config: dict[str, Any]) -> Prompts:
+def _prompts(
+    spec: ModelSpec, folder: Path, tokenizer: Any, config: dict[str, Any], bounded: Callable[[int], int]
+) -> Prompts:
     vocab_size = int(config.get("vocab_size") or len(tokenizer))
     trained = next((int(config[name]) for name in CONTEXT_LENGTHS if config.get(name)), spec.context_length or 4096)
+    wanted = min(spec.context_length or trained, trained)
+    if (context_length := bounded(wanted)) < wanted:
+        logger.warning("%s: there is memory for %d tokens of context, not %d", spec.id, context_length, wanted)
     return Prompts(
         tokenizer=tokenizer,
         table=TokenTable(tokenizer, size=vocab_size),
-        context_length=min(spec.context_length or trained, trained),
+        context_length=context_length,
         vocab_size=vocab_size,
         defaults=spec.defaults,
         generation=_generation(folder / "generation_config.json"),

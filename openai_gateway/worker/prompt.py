@@ -51,6 +51,8 @@ class Job:
     """The prompt as text, where it is to be reported."""
     start_in: str | None = None
     """The channel that the prompt leaves open: text generated first belongs there."""
+    owner: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Prompts:
         if room < (1 if job.echo is None else 0):
             param = "messages" if job.chat else "prompt"
             raise ContextLengthExceeded.of(len(job.tokens), self.context_length, param)
+        job.owner, job.priority = request.owner, request.priority
         job.max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         return job
 

@@ -1,8 +1,7 @@
-"""What the engine knows of each choice that it generates, and of each request that has such rows."""
+"""What the engine knows of each choice that it generates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -10,49 +9,80 @@ import mlx.core as mx
 from openai_gateway.types import Delta, FinishReason, TokenLogprob
 from openai_gateway.worker.parse import Rendered, TextPath
 from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.sampling import Penalties, Shape, base_key, shape_of
+from openai_gateway.worker.speculation import Speculation
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
     """One choice that is being generated."""
 
     job: Job
     index: int
     text: TextPath[TokenLogprob]
-    tokens: int = 0
-    """Generated and not reported yet: text that is held back holds its count back as well."""
+    stops: frozenset[int]
+    """Ids that end it."""
+    shape: Shape | None = field(init=False)
+    key: int = field(init=False)
+    penalties: Penalties | None = field(init=False)
+    tokens: list[int] = field(init=False)
+    """The prompt, and what was generated and reported."""
+    stored: int = 0
+    """How many of them the caches of its batch hold."""
+    kept: int = 0
+    """How many of them the prefix cache has, as far as is known."""
+    sampled: int = 0
+    """Tokens chosen for it: those reported, and one that is not read from the device yet."""
+    unreported: int = 0
+    """Tokens of text that is held back: their count is held back as well."""
     reasoning_tokens: int = 0
-    reading: bool = True
-    """Its prompt is not read yet."""
+    guesses: Speculation | None = None
     error: Exception | None = None
 
-    def guarded(self, call: Callable[..., mx.array], fallback: Callable[..., mx.array]) -> Callable[..., mx.array]:
-        """`call`, so that what it raises fails this row and not the batch."""
+    def __post_init__(self) -> None:
+        sampling = self.job.sampling
+        self.shape = shape_of(sampling)
+        self.key = base_key(sampling.seed, self.index)
+        self.penalties = Penalties(sampling) if Penalties.wanted(sampling) else None
+        self.tokens = list(self.job.tokens)
 
-        def guard(*arrays: mx.array) -> mx.array:
-            try:
-                return call(*arrays)
-            except Exception as error:
-                self.error = error
-                return fallback(*arrays)
+    @property
+    def generated(self) -> int:
+        """Tokens that were generated and reported."""
+        return len(self.tokens) - len(self.job.tokens)
 
-        return guard
+    @property
+    def complete(self) -> bool:
+        """Whether it has as many tokens as it may have, the unread one included."""
+        return self.sampled >= self.job.max_tokens
 
-    def read(
-        self, token: int, ended: FinishReason | None, entry: TokenLogprob | None
-    ) -> tuple[Rendered[TokenLogprob], FinishReason | None]:
-        """The text of the next token, and why it is the last one. `ended` is why the generator has ended the row."""
-        self.tokens += 1
-        if ended == "stop":  # the token is the end marker itself, which is no text
+    def penalised(self, newest: mx.array | None, logits: mx.array) -> mx.array:
+        """Logits [1, V] with its penalties, so that what they raise fails this row and not the batch."""
+        try:
+            return self.penalties(newest, logits) if self.penalties is not None else logits
+        except Exception as error:
+            self.error = error
+            return logits
+
+    def read(self, token: int, entry: TokenLogprob | None) -> tuple[Rendered[TokenLogprob], FinishReason | None]:
+        """The text of the next token, and why it is the last one. Raises what the row failed with."""
+        if self.error is not None:
+            raise self.error
+        self.tokens.append(token)
+        self.unreported += 1
+        if token in self.stops:  # the end marker itself is no text
             rendered = self.text.finish()
             if entry is not None and not self.job.chat:
                 rendered.entries.append(entry)
-            return rendered, ended
+            return rendered, "stop"
         rendered = self.text.push(token, entry)
         self.reasoning_tokens += rendered.reasoning_token
-        if ended == "length" and not rendered.stopped:
-            rendered = joined(rendered, self.text.finish())
-        return rendered, "stop" if rendered.stopped else ended
+        if rendered.stopped:
+            return rendered, "stop"
+        if self.generated < self.job.max_tokens:
+            return rendered, None
+        rendered = joined(rendered, self.text.finish())
+        return rendered, "stop" if rendered.stopped else "length"
 
     def delta(self, rendered: Rendered[TokenLogprob], finish: FinishReason | None) -> Delta | None:
         """What to report now; None while all of it is held back."""
@@ -63,26 +93,12 @@ class Row:
             rendered.content,
             rendered.reasoning,
             tuple(rendered.entries),
-            self.tokens,
+            self.unreported,
             self.reasoning_tokens,
             finish,
         )
-        self.tokens = self.reasoning_tokens = 0
+        self.unreported = self.reasoning_tokens = 0
         return delta
-
-
-@dataclass(slots=True)
-class Live:
-    """A request with rows in the generator. `fork` is the row whose prefill the others wait for."""
-
-    job: Job
-    uids: set[int] = field(default_factory=set)
-    fork: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Rows that it has or is going to have."""
-        return len(self.uids) if self.fork is None else self.job.sampling.n
 
 
 def joined(a: Rendered[TokenLogprob], b: Rendered[TokenLogprob]) -> Rendered[TokenLogprob]:

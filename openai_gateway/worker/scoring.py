@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
-from openai_gateway.worker.sampling import top_logprobs
+from openai_gateway.worker.sampling import likeliest, listed
 
 
 class Scoring:
@@ -20,22 +19,20 @@ class Scoring:
     `logprobs` grows to one entry for each token after the first.
     """
 
-    def __init__(self, model: Any, tokens: list[int], top: int) -> None:
+    def __init__(self, model: Any, tokens: list[int], top: int, cache: list[Any]) -> None:
         self.logprobs: list[tuple[float, list[tuple[int, float]]]] = []
-        self.cache = make_prompt_cache(model)
+        self.cache = cache
         self._model = model
         self._tokens = tokens
         self._top = top
 
-    def read(self, chunk: int, stream: mx.Stream) -> bool:
+    def read(self, chunk: int) -> bool:
         """Read up to `chunk` more tokens; True when only the last one, which nothing needs to follow, is left."""
         start = len(self.logprobs)
         inputs = self._tokens[start : min(start + chunk, len(self._tokens) - 1)]
         if inputs:
-            with mx.stream(stream):
-                logits = self._model(mx.array([inputs]), cache=self.cache)[0]
-                rows = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-                targets = self._tokens[start + 1 : start + 1 + len(inputs)]
-                self.logprobs += top_logprobs(rows, targets, self._top)
-                mx.eval([c.state for c in self.cache])
+            logits = self._model(mx.array([inputs]), cache=self.cache)[0]
+            targets = mx.array(self._tokens[start + 1 : start + 1 + len(inputs)])
+            self.logprobs += listed(*likeliest(logits, targets, self._top))
+            mx.eval([c.state for c in self.cache])
         return len(self.logprobs) >= len(self._tokens) - 1

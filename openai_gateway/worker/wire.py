@@ -10,11 +10,12 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from openai_gateway.types import Event, ModelInfo, ModelSpec, Request, Stats
+from openai_gateway.types import Event, ModelInfo, ModelSpec, Quantization, Request, Stats
 
 HEADER = struct.Struct(">I")
 LIMIT = 256 * 1024 * 1024
@@ -29,6 +30,14 @@ class Engine(Struct, frozen=True, kw_only=True):
     heartbeat: float = 1.0
     """Seconds between heartbeats of an idle worker."""
     wired_limit: bool = False
+    memory: int | Literal["auto"] = "auto"
+    quantization: Quantization = "auto"
+    places: int = 1
+    """Models that may be loaded at once, this one included."""
+    prefix_cache: int | Literal["auto"] = "auto"
+    share_prefixes: bool = False
+    prefix_disk: int = 0
+    prefix_folder: str = ""
 
 
 class Load(Struct, frozen=True, tag="load"):

@@ -16,8 +16,8 @@ KEY = "sk-correct-horse"
 METHODS = ["GET", "POST", "OPTIONS"]
 
 
-async def ok(_: Request) -> Response:
-    return PlainTextResponse("ok")
+async def ok(request: Request) -> Response:
+    return PlainTextResponse(request.state.owner)
 
 
 def client(key: str | None) -> TestClient:
@@ -87,6 +87,19 @@ def test_health_can_be_read_by_everybody_and_only_read(path: str) -> None:
 def test_without_a_configured_key_any_key_passes() -> None:
     assert client(None).get("/v1/models").status_code == 200
     assert client(None).get("/v1/models", headers={"authorization": "Bearer not-needed"}).status_code == 200
+
+
+def test_the_owner_is_the_same_for_a_key_and_tells_nothing_of_it() -> None:
+    by_bearer = client(KEY).get("/v1/models", headers={"authorization": f"Bearer {KEY}", "x-api-key": "other"}).text
+    assert len(by_bearer) == 16
+    assert by_bearer == client(KEY).get("/v1/models", headers={"x-api-key": KEY}).text
+    assert by_bearer != client(KEY + "2").get("/v1/models", headers={"x-api-key": KEY + "2"}).text
+    assert not set(KEY.split("-")) & {by_bearer[i:j] for i in range(16) for j in range(17)}
+
+
+def test_who_needs_no_key_is_nobody() -> None:
+    assert client(None).get("/v1/models", headers={"x-api-key": KEY}).text == ""
+    assert client(KEY).get("/health").text == ""
 
 
 def test_an_empty_key_is_no_key_but_a_mistake() -> None:

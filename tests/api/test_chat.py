@@ -12,6 +12,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
+from openai_gateway.api.chat import ChatBody
+from openai_gateway.api.completions import CompletionBody
 from tests.support import MODEL, Server
 
 WHO = [{"role": "user", "content": "Who are you?"}]
@@ -175,6 +177,33 @@ def test_choices_of_a_stream_begin_in_the_order_of_their_indices(http: httpx2.Cl
     assert sorted(p["choices"][0]["index"] for p in parts if p["choices"][0]["finish_reason"]) == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("asked", "priority"),
+    [
+        ({}, 0),
+        ({"priority": None, "service_tier": "auto"}, 0),
+        ({"priority": 100}, 100),
+        ({"service_tier": "flex"}, 10),
+        ({"service_tier": "priority"}, 0),
+        ({"service_tier": "flex", "priority": 3}, 3),
+        ({"service_tier": "flex", "priority": 0}, 0),
+    ],
+    ids=str,
+)
+def test_a_client_can_only_step_back(asked: dict[str, Any], priority: int) -> None:
+    chat = ChatBody.model_validate({"model": MODEL, "messages": WHO} | asked).request(1, None, "ada")
+    (completion,) = CompletionBody.model_validate({"model": MODEL, "prompt": "x"} | asked).requests(1, 1, "ada")
+    for request in (chat, completion):
+        assert (request.owner, request.priority) == ("ada", priority)
+
+
+def test_the_tier_is_told_to_those_who_asked_for_one(http: httpx2.Client) -> None:
+    for asked, served in (("flex", "flex"), ("auto", "default"), ("priority", "default")):
+        assert post(http, service_tier=asked).json()["service_tier"] == served
+        assert {part["service_tier"] for part in chunks(post(http, service_tier=asked, stream=True))} == {served}
+    assert "service_tier" not in post(http).json()
+
+
 def test_a_seed_gives_the_same_answer_again(http: httpx2.Client) -> None:
     asked = {"temperature": 2, "max_tokens": 30, "reasoning_effort": "none"}
     first, again, other = (post(http, seed=seed, **asked).json()["choices"][0]["message"] for seed in (5, 5, -6))
@@ -283,6 +312,9 @@ def test_null_is_the_same_as_absent_and_strangers_are_ignored(http: httpx2.Clien
         ({"n": True}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"priority": -1}, "priority"),
+        ({"priority": 101}, "priority"),
+        ({"priority": 1.5}, "priority"),
         ({"stop": [""]}, "stop[0]"),
         ({"stop": ""}, "stop"),
         ({"stop": ["x", 1]}, "stop[1]"),

@@ -163,6 +163,7 @@ def test_an_absent_prompt_starts_a_text_from_nothing(client: OpenAI) -> None:
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"best_of": 1, "n": 2}, "best_of"),
+        ({"priority": -1}, "priority"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"suffix": "the end"}, "suffix"),
         ({"response_format": {"type": "json_object"}}, "response_format"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -133,6 +134,69 @@ def streaming_soon(server: Server) -> Iterator[None]:
     ) as response:
         assert response.status_code == 200
         yield
+
+
+def test_a_client_that_stops_reading_is_given_up_and_costs_nobody_else_anything(tmp_path: Path) -> None:
+    with running(tmp_path, max_unread=4096) as server:
+        gateway = psutil.Process(server.process.pid)
+        before = gateway.memory_info().rss
+        with httpx2.Client(base_url=server.base_url, timeout=60) as http, unread_stream(server) as client:
+            deadline = time.monotonic() + 60
+            while "characters unread" not in server.log.read_text() and time.monotonic() < deadline:
+                answer = http.post("/completions", json={"model": MODEL, "prompt": "x", "max_tokens": 2})
+                assert answer.status_code == 200
+            assert "characters unread" in server.log.read_text()
+            wait_until_idle(server.worker())  # nothing is computed for it any more
+            assert gateway.memory_info().rss - before < 50 * 1024 * 1024
+            # Should it read on, it finds what was made for it, and then why there is no more.
+            *_, error, done, _ = read_on(client).split(b"\n\n")
+            assert json.loads(error.partition(b"data: ")[2])["error"]["code"] == "client_too_slow"
+            assert b"data: [DONE]" in done
+
+
+@contextmanager
+def unread_stream(server: Server) -> Iterator[socket.socket]:
+    """A long stream with much in each chunk, of which nobody reads."""
+    asked = json.dumps(ENDLESS | {"stream": True, "n": 16, "logprobs": 5})
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sock.sendall(f"{head}Connection: close\r\nContent-Length: {len(asked)}\r\n\r\n{asked}".encode())
+        yield sock
+
+
+def read_on(sock: socket.socket) -> bytes:
+    """All that arrives until the server closes the connection."""
+    sock.settimeout(60)
+    return b"".join(iter(lambda: sock.recv(1 << 20), b""))
+
+
+def wait_until_idle(process: psutil.Process) -> None:
+    """Returns when the process computes nothing that is worth mentioning."""
+    process.cpu_percent()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        if process.cpu_percent() < 10:
+            return
+    raise AssertionError("it still computes")
+
+
+def test_a_slow_reader_gets_few_and_large_chunks_and_everything(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "prompt": "x", "ignore_eos": True, "max_tokens": 300, "seed": 1}
+    with running(tmp_path) as server, httpx2.Client(base_url=server.base_url, timeout=60) as http:
+        whole = http.post("/completions", json=asked).json()["choices"][0]["text"]
+        gateway = psutil.Process(server.process.pid)
+        with http.stream("POST", "/completions", json=asked | {"stream": True}) as response:
+            lines = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+            texts = [json.loads(next(lines))["choices"][0]["text"]]
+            gateway.suspend()
+            wait_until_idle(server.worker())
+            gateway.resume()
+            texts += [json.loads(line)["choices"][0]["text"] for line in lines if line != "[DONE]"]
+        assert "".join(texts) == whole
+        assert len(texts) < 100
 
 
 def test_a_gateway_that_is_killed_takes_its_workers_with_it(tmp_path: Path) -> None:

@@ -166,31 +166,40 @@ def test_an_adapter_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         loaded(folder, adapter=str(tmp_path / "adapter"))
 
 
-def test_an_adapter_changes_what_the_model_says(tmp_path: Path) -> None:
-    folder = tiny.save(tmp_path / "model", tiny.LLAMA)
+def test_an_adapter_changes_what_the_model_says_also_when_it_is_quantized(tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "model", tiny.LLAMA | {"hidden_size": 64})
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     parameters = {"rank": 2, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
     settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     layers = [f"model.layers.{n}.self_attn.q_proj" for n in range(2)]
-    stored = {f"{layer}.lora_a": mx.ones((32, 2)) for layer in layers}
-    stored |= {f"{layer}.lora_b": mx.ones((2, 32)) for layer in layers}
+    stored = {f"{layer}.lora_a": mx.ones((64, 2)) for layer in layers}
+    stored |= {f"{layer}.lora_b": mx.ones((2, 64)) for layer in layers}
     mx.save_safetensors(str(adapter / "adapters.safetensors"), stored)
     tokens = mx.array([[1, 2, 3, 4]])
     plain, adapted = loaded(folder).model(tokens), loaded(folder, adapter=str(adapter)).model(tokens)
     assert not mx.allclose(plain, adapted, atol=1e-2)
+    packed = loaded(folder, adapter=str(adapter), quantization="q8").model
+    assert packed.layers[0].self_attn.q_proj.linear.bits == 8
+    assert mx.allclose(packed(tokens), adapted, atol=0.3)
 
 
-def test_a_model_whose_caches_cannot_be_joined_is_refused_at_once(tmp_path: Path) -> None:
+# What can be loaded, and not all be done with
+
+
+def test_a_model_whose_caches_cannot_be_joined_answers_one_request_at_a_time_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = tiny.LLAMA | {
         "model_type": "llama4_text", "vocab_size": 258, "head_dim": 16, "attention_bias": False, "rope_theta": 10000.0,
         "attention_chunk_size": 32, "interleave_moe_layer_step": 1, "intermediate_size_mlp": 32, "rope_scaling": None,
         "num_experts_per_tok": 1, "num_local_experts": 2, "use_qk_norm": False,
     }  # fmt: skip
-    folder = tiny.save(tmp_path, {"model_type": "llama4", "text_config": text})
-    with pytest.raises(ValueError, match="ChunkedKVCache"):
-        loaded(folder)
+    folder = tiny.save(tmp_path, {"model_type": "llama4", "text_config": text | {"num_hidden_layers": 4}})
+    chunked = loaded(folder)
+    assert not chunked.batched
+    assert "one at a time: ChunkedKVCache" in caplog.text
 
 
 def test_the_wired_limit_is_left_alone_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 
 from openai_gateway.worker.scoring import Scoring
 from tests.worker import tiny
 
-STREAM = mx.default_stream(mx.default_device())
 TOKENS = [5, 200, 7, 7, 31, 90, 14, 3, 3, 120, 61, 77, 8, 250, 9, 9, 9, 40, 41, 42]
 
 
@@ -24,9 +24,9 @@ def expected(model: nn.Module, tokens: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("chunk", [1, 3, 16, 19, 500])
 def test_a_prompt_is_scored_the_same_in_chunks_of_any_size(model: nn.Module, chunk: int) -> None:
-    scoring = Scoring(model, TOKENS, 3)
+    scoring = Scoring(model, TOKENS, 3, make_prompt_cache(model))
     reads = 1
-    while not scoring.read(chunk, STREAM):
+    while not scoring.read(chunk):
         reads += 1
     assert reads == -(-(len(TOKENS) - 1) // chunk)
     rows = expected(model, TOKENS)
@@ -38,17 +38,14 @@ def test_a_prompt_is_scored_the_same_in_chunks_of_any_size(model: nn.Module, chu
 
 
 def test_the_cache_goes_on_where_the_last_token_comes(model: nn.Module) -> None:
-    scoring = Scoring(model, TOKENS, 0)
-    while not scoring.read(6, STREAM):
+    scoring = Scoring(model, TOKENS, 0, make_prompt_cache(model))
+    while not scoring.read(6):
         pass
     logits = model(mx.array([TOKENS[-1:]]), cache=scoring.cache)[0, -1]
     assert np.allclose(np.array(logits), np.array(model(mx.array([TOKENS]))[0, -1]), atol=1e-3)
 
 
 def test_a_prompt_of_one_token_needs_no_model() -> None:
-    class Unused:
-        layers = ()
-
-    scoring = Scoring(Unused(), [65], 5)
-    assert scoring.read(10, STREAM)
+    scoring = Scoring(None, [65], 5, [])
+    assert scoring.read(10)
     assert scoring.logprobs == []

@@ -35,6 +35,16 @@ GPT_OSS = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
     "max_position_embeddings": 512, "layer_types": ["sliding_attention", "full_attention"],
 }  # fmt: skip
+QWEN3_NEXT = QWEN3_MOE | {
+    "model_type": "qwen3_next", "full_attention_interval": 2, "linear_num_value_heads": 2, "linear_num_key_heads": 1,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4,
+    "shared_expert_intermediate_size": 32, "partial_rotary_factor": 0.5,
+}  # fmt: skip
+FALCON_H1 = {
+    "model_type": "falcon_h1", "hidden_size": 32, "head_dim": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16,
+    "mamba_d_state": 16, "mamba_chunk_size": 16,
+}  # fmt: skip
 
 
 def save(

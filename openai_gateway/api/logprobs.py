@@ -1,0 +1,122 @@
+"""Log-probabilities in the two forms of OpenAI's API: entries for chat, parallel arrays for completions.
+
+The fields stand in the order of the SDK's classes. An answer can hold a hundred thousand alternatives, for which those
+classes take seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from openai_gateway.api.stencil import encode
+from openai_gateway.types import Delta, TokenLogprob
+
+FLOOR = -9999.0
+"""Stands for the log of zero: minus infinity is no JSON."""
+
+AT_ONCE = 128
+"""Tokens that are rendered before other requests have their turn again; each may have 20 alternatives."""
+
+
+class Alternative(Struct, gc=False):
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class Entry(Struct, gc=False):
+    token: str
+    bytes: list[int]
+    logprob: float
+    top_logprobs: list[Alternative]
+
+
+def entries(logprobs: Sequence[TokenLogprob]) -> list[Entry]:
+    """What `choice.logprobs.content` holds."""
+    return [
+        Entry(
+            entry.token,
+            list(entry.raw),
+            max(entry.logprob or 0.0, FLOOR),
+            [Alternative(token, list(raw), max(value, FLOOR)) for token, raw, value in entry.top],
+        )
+        for entry in logprobs
+    ]
+
+
+async def all_entries(logprobs: Sequence[TokenLogprob]) -> bytes:
+    """The JSON of `entries`, made with pauses in which others are served."""
+    pieces = []
+    for start in range(0, len(logprobs), AT_ONCE):
+        pieces.append(encode(entries(logprobs[start : start + AT_ONCE]))[1:-1])
+        await asyncio.sleep(0)
+    return b"[%b]" % b",".join(pieces)
+
+
+def sliced(delta: Delta) -> Iterator[Delta]:
+    """A delta in parts that can be rendered at once: all of its text in the first, its end in the last."""
+    part = delta
+    while len(part.logprobs) > AT_ONCE:
+        yield replace(part, logprobs=part.logprobs[:AT_ONCE], finish=None)
+        part = replace(part, content="", reasoning="", logprobs=part.logprobs[AT_ONCE:])
+    yield part
+
+
+class Arrays(Struct):
+    """`choice.logprobs` of a completion."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+    def extend(self, more: Arrays) -> None:
+        self.text_offset += more.text_offset
+        self.token_logprobs += more.token_logprobs
+        self.tokens += more.tokens
+        self.top_logprobs += more.top_logprobs
+
+
+class Layout:
+    """Makes the arrays of one choice; offsets go on from one piece to the next."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def arrays(self, entries: Sequence[TokenLogprob], text: str) -> Arrays:
+        """Arrays for these tokens of `text`; `text_offset` counts characters from the start of the choice's text."""
+        offsets = []
+        for entry in entries:
+            offsets.append(self._offset)
+            # A token that begins a prompt without standing in it was put there by the tokenizer. Of the tokens that
+            # make up one character, the last one has it.
+            if entry.logprob is not None or text.startswith(entry.token):
+                self._offset += len(self._decoder.decode(entry.raw))
+        return Arrays(
+            text_offset=offsets,
+            token_logprobs=[None if e.logprob is None else max(e.logprob, FLOOR) for e in entries],
+            tokens=[entry.token for entry in entries],
+            top_logprobs=[_top(entry) for entry in entries],
+        )
+
+    async def all_arrays(self, entries: Sequence[TokenLogprob], text: str) -> Arrays:
+        """The same of a whole answer, with pauses in which others are served."""
+        arrays = Arrays([], [], [], [])
+        for start in range(0, len(entries), AT_ONCE):
+            arrays.extend(self.arrays(entries[start : start + AT_ONCE], text))
+            await asyncio.sleep(0)
+        return arrays
+
+
+def _top(entry: TokenLogprob) -> dict[str, float] | None:
+    """The likeliest tokens and always the actual one as well: lm-eval-harness compares the two."""
+    if entry.logprob is None:
+        return None
+    top = {token: max(value, FLOOR) for token, _, value in reversed(entry.top)}
+    return top | {entry.token: max(entry.logprob, FLOOR)}

@@ -1,0 +1,115 @@
+"""Who begins next, and whether there is room: for rows in the batch, and for their keys and values in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from openai_gateway.worker.batch import Decoding
+from openai_gateway.worker.memory import Footprint
+from openai_gateway.worker.prefixes import Prefixes
+from openai_gateway.worker.reading import Reading
+from openai_gateway.worker.rows import Row
+from openai_gateway.worker.tree import common_length
+
+WORTH_WAITING = 128
+"""Tokens that another prompt, which is being read now, must spare a request that waits for it."""
+GROWTH = 256
+"""Tokens that a newcomer must have room for behind its prompt: the first step by which mlx-lm's caches grow."""
+WASTE = 8
+"""A batch of its own pays once the padding in a shared one would take more than this part of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large an engine may get. `room` is bytes for the keys and values of what runs."""
+
+    max_batch: int = 64
+    prefill_step: int = 512
+    room: int = 1 << 62
+    footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
+
+    def refuses(self, rows: int, length: int) -> bool:
+        """Whether so many rows can never run, also with nothing beside them."""
+        return self.footprint.batch(rows, length + 1) > self.room
+
+    def size(self, batches: Iterable[Decoding], readings: Iterable[Reading] = ()) -> int:
+        """Bytes that these take, or will when they are read."""
+        running = sum(self.footprint.batch(len(batch.rows), batch.longest + 1) for batch in batches)
+        return running + sum(self.footprint.batch(reading.width, len(reading.tokens)) for reading in readings)
+
+    def place(self, batches: Sequence[Decoding], rows: int, length: int) -> Decoding | None:
+        """The batch that rows of so many tokens are to join; None: one of their own.
+
+        Batches are rectangular, so short rows beside a long one take as much as it does.
+        """
+        apart = self.footprint.batch(rows, length)
+        costs = [(self._joining(batch, rows, length), place) for place, batch in enumerate(batches)]
+        if not costs or min(costs)[0] - apart > self.room // WASTE:
+            return None
+        return batches[min(costs)[1]]
+
+    def _joining(self, batch: Decoding, rows: int, length: int) -> int:
+        before = self.footprint.batch(len(batch.rows), batch.longest)
+        return self.footprint.batch(len(batch.rows) + rows, max(batch.longest, length)) - before
+
+    def fits(self, newcomer: Reading, batches: Sequence[Decoding], readings: Sequence[Reading]) -> bool:
+        """Whether there is memory for one more; there always is where nothing runs."""
+        if not batches and not readings:
+            return True
+        length = len(newcomer.tokens) + min(GROWTH, newcomer.job.max_tokens)
+        batch = self.place(batches, newcomer.width, length)
+        apart = self.footprint.batch(newcomer.width, length)
+        added = apart if batch is None else max(apart, self._joining(batch, newcomer.width, length))
+        return self.size(batches, readings) + added <= self.room
+
+
+@dataclass(slots=True)
+class Admission:
+    """Requests that wait. Nobody overtakes one of the same priority whose owner has no more than his own."""
+
+    limits: Limits
+    prefixes: Prefixes
+    waiting: list[Reading] = field(default_factory=list)
+
+    def next(self, reading: list[Reading], scoring: list[Reading], batches: list[Decoding]) -> Reading | None:
+        """Takes out who is to begin now: of the lowest priority number, then of whose owner has least, then the first.
+
+        None: nobody waits, or there is no room for who it is. Others do not slip in meanwhile, or a request that
+        needs much room would wait for ever.
+        """
+        busy = Counter(row.job.owner for batch in batches for row in batch.rows)
+        for other in (*reading, *scoring):
+            busy[other.job.owner] += other.width
+        ready = [waiter for waiter in self.waiting if not self._is_behind(waiter, reading)]
+        first = min(ready, key=lambda waiter: (waiter.job.priority, busy[waiter.job.owner]), default=None)
+        if first is None:
+            return None
+        rows = busy.total()
+        if rows and (
+            rows + first.width > self.limits.max_batch or not self.limits.fits(first, batches, [*reading, *scoring])
+        ):
+            return None
+        self.waiting.remove(first)
+        return first
+
+    def _is_behind(self, waiter: Reading, reading: list[Reading]) -> bool:
+        """Whether another prompt that is being read begins alike, so that waiting for it is faster than reading."""
+        if not self.prefixes.keeping:
+            return False
+        if waiter.behind not in reading:
+            waiter.behind = next((other for other in reading if self._spares(other, waiter)), None)
+        return waiter.behind is not None
+
+    def _spares(self, other: Reading, waiter: Reading) -> bool:
+        if not self.prefixes.shares(other.job.owner, waiter.job.owner):
+            return False
+        alike = common_length(other.tokens, waiter.tokens)
+        return alike - self.prefixes.covered(waiter.job.owner, waiter.tokens) >= WORTH_WAITING
+
+
+def youngest(batches: Iterable[Decoding]) -> Row:
+    """Who is put off when what runs has outgrown the memory: the least urgent of all rows, then the last that came."""
+    rows = [row for batch in batches for row in batch.rows]
+    return max(rows, key=lambda row: (row.job.priority, row.job.id, row.index))

@@ -1,0 +1,197 @@
+"""Rows that decode together: their caches, the choice of their next tokens, and one step for all of them.
+
+Written on mlx-lm's cache classes, whose batched kinds merge, extend, filter and extract rows. mlx-lm's own
+`GenerationBatch` normalises and slices log-probabilities of every row at every step, asked for or not, and calls each
+sampler by itself; here rows that ask for nothing cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import BatchKVCache, KVCache
+
+from openai_gateway.worker.rows import Row
+from openai_gateway.worker.sampling import Likeliest, draw, greedy, keys_at, likeliest, listed
+
+Cache = list[Any]
+"""mlx-lm's cache objects, one for each layer."""
+Model = Callable[..., mx.array]
+"""Tokens [B, T] and a cache → logits [B, T, V], in float32."""
+Scored = tuple[float, Likeliest]
+"""The log-probability of a token, and the likeliest in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Log-probabilities of the rows that asked for them, not read from the device yet."""
+
+    rows: list[Row]
+    arrays: tuple[mx.array, mx.array, mx.array]
+
+    def read(self) -> dict[Row, Scored]:
+        """Waits for them."""
+        return dict(zip(self.rows, listed(*self.arrays), strict=True))
+
+
+class Decoding:
+    """Rows in one batch. The tokens of a step are read from the device while the next step is computed.
+
+    A row alone keeps the caches that its prompt was read with: they need no padding and hence no mask.
+    """
+
+    def __init__(self, model: Model, rows: list[Row], cache: Cache, logits: mx.array, *, merged: bool) -> None:
+        """`cache` holds the prompts of `rows`, whose last logits are `logits` [B, V]."""
+        self.rows = rows
+        self._model = model
+        self._cache = cache
+        self._merged = merged
+        self._pending, self._entries = choose(logits, rows, None)
+        mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest row, and so of each row: the caches are rectangular."""
+        return max((row.stored for row in self.rows), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the caches."""
+        return sum(cache.nbytes for cache in self._cache)
+
+    def step(self) -> list[tuple[Row, int, Scored | None]]:
+        """The newest token of each row. Those behind them are being computed when this returns."""
+        pending, entries = self._pending, self._entries
+        if not all(row.complete for row in self.rows):
+            logits = self._model(pending[:, None], cache=self._cache)[:, -1]
+            for row in self.rows:
+                row.stored += 1
+            self._pending, self._entries = choose(logits, self.rows, pending)
+            mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
+        tokens: Any = pending.tolist()
+        scored = {row: entry for some in entries for row, entry in some.read().items()}
+        return [(row, token, scored.get(row)) for row, token in zip(self.rows, tokens, strict=True)]
+
+    def leap(self, drafted: Sequence[int]) -> list[int]:
+        """For a row alone: its newest tokens, more than one where `drafted` foretold what follows the first.
+
+        All drafted tokens are read in one pass. They are accepted up to the first that is not what the model itself
+        chooses there, so the row gets the tokens that single steps give it.
+        """
+        (row,) = self.rows
+        first: Any = self._pending.tolist()
+        logits = self._model(mx.array([[*first, *drafted]]), cache=self._cache)[0]
+        chosen = choose_ahead(logits, row)
+        ids: Any = chosen.tolist()
+        accepted = 0
+        while accepted < len(drafted) and ids[accepted] == drafted[accepted]:
+            accepted += 1
+        for cache in self._cache:
+            cache.trim(len(drafted) - accepted)
+        row.stored += 1 + accepted
+        row.sampled += 1 + accepted
+        self._pending, self._entries = chosen[accepted : accepted + 1], []
+        return [*first, *drafted[:accepted]]
+
+    @property
+    def pending(self) -> int:
+        """The token of a row alone that is reported next; waits for it."""
+        token: Any = self._pending.tolist()
+        return int(token[0])
+
+    def extend(self, other: Decoding) -> None:
+        """Takes in the rows of `other`, which is of no use any more."""
+        self._merge()
+        other._merge()
+        for mine, theirs in zip(self._cache, other._cache, strict=True):
+            mine.extend(theirs)
+        self.rows += other.rows
+        self._pending = mx.concatenate([self._pending, other._pending])
+        self._entries += other._entries
+
+    def _merge(self) -> None:
+        if not self._merged:
+            self._cache, self._merged = merge([self._cache]), True
+
+    def remove(self, rows: set[Row]) -> None:
+        """Takes rows out, and frees what only they needed."""
+        keep = [place for place, row in enumerate(self.rows) if row not in rows]
+        if len(keep) == len(self.rows):
+            return
+        self.rows = [self.rows[place] for place in keep]
+        if not keep:
+            self._cache, self._entries = [], []
+            return
+        for cache in self._cache:
+            cache.filter(keep)
+        self._pending = self._pending[mx.array(keep)]
+
+    def cache_of(self, row: Row) -> Cache:
+        """The caches of one row, which hold the first `row.stored` of its tokens. Lazy: costs what is made of it."""
+        if not self._merged:
+            return self._cache
+        place = self.rows.index(row)
+        return [extracted(cache, place) for cache in self._cache]
+
+
+def choose(logits: mx.array, rows: Sequence[Row], newest: mx.array | None) -> tuple[mx.array, list[Entries]]:
+    """The next token of each row [B], from logits [B, V]; `newest` [B] are the tokens before them. Lazy."""
+    for place, row in enumerate(rows):
+        if row.penalties is not None:
+            part = slice(place, place + 1)
+            logits[part] = row.penalised(None if newest is None else newest[part], logits[part])
+    groups: defaultdict[Any, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        groups[row.shape].append(place)
+    if len(groups) == 1:
+        tokens = _drawn(logits, rows)
+    else:
+        parts = [_drawn(logits[mx.array(places)], [rows[place] for place in places]) for places in groups.values()]
+        order = [place for places in groups.values() for place in places]
+        tokens = mx.concatenate(parts)[mx.argsort(mx.array(order))]
+    for row in rows:
+        row.sampled += 1
+    asked = [place for place, row in enumerate(rows) if row.job.sampling.logprobs is not None]
+    return tokens, [_entries(logits, tokens, rows, asked)] if asked else []
+
+
+def _drawn(logits: mx.array, rows: Sequence[Row]) -> mx.array:
+    """For rows of one shape."""
+    shape = rows[0].shape
+    if shape is None:
+        return greedy(logits)
+    return draw(logits, shape, keys_at([row.key for row in rows], [row.sampled for row in rows]))
+
+
+def _entries(logits: mx.array, tokens: mx.array, rows: Sequence[Row], asked: list[int]) -> Entries:
+    top = max(rows[place].job.sampling.logprobs or 0 for place in asked)
+    places = mx.array(asked)
+    return Entries([rows[place] for place in asked], likeliest(logits[places], tokens[places], top))
+
+
+def choose_ahead(logits: mx.array, row: Row) -> mx.array:
+    """What a row chooses at each of the next positions [T], from their logits [T, V]."""
+    if row.shape is None:
+        return greedy(logits)
+    count = logits.shape[0]
+    return draw(logits, row.shape, keys_at([row.key] * count, range(row.sampled, row.sampled + count)))
+
+
+def merge(caches: Sequence[Cache]) -> Cache:
+    """One batch of the caches of single rows."""
+    return [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]
+
+
+def extracted(cache: Any, place: int) -> Any:
+    """One row of a batched cache. mlx-lm copies all of a `BatchKVCache` row; a view is enough to copy a part of it."""
+    if not isinstance(cache, BatchKVCache):
+        return cache.extract(place)
+    row = KVCache()
+    padding: Any = cache.left_padding.tolist()
+    part = (slice(place, place + 1), slice(None), slice(padding[place], cache._idx))
+    row.keys, row.values, row.offset = cache.keys[part], cache.values[part], cache._idx - padding[place]
+    return row

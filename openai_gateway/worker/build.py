@@ -1,0 +1,89 @@
+"""From a loaded model to an engine: how memory is divided, what is kept on disk, where guesses come from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from mlx_lm.utils import load_model, load_tokenizer
+
+from openai_gateway.types import ModelSpec
+from openai_gateway.worker import wire
+from openai_gateway.worker.admission import Limits
+from openai_gateway.worker.engine import TRIMMABLE, Engine, Float32
+from openai_gateway.worker.load import Loaded, computable, fetch
+from openai_gateway.worker.memory import gigabytes
+from openai_gateway.worker.prefixes import Prefixes
+from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup
+from openai_gateway.worker.spill import Spill
+
+logger = logging.getLogger(__name__)
+
+PROBE = 'The quick brown fox, 12 lazy dogs: naïve café? {"a": [1, 2]}\n\tEnd.'
+"""Text in which two tokenizers with equally many tokens would differ."""
+
+
+def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
+    """Raises ValueError when the entry asks for what this model cannot do."""
+    kept = loaded.budget.kept(order.prefix_cache)
+    prefixes = Prefixes(
+        loaded.make_cache, capacity=kept, shared=order.share_prefixes, spill=_spill(loaded, spec, order)
+    )
+    if kept and not prefixes.supported:
+        logger.warning("no prefixes of %s are kept: %s", spec.id, prefixes.reason)
+    return Engine(
+        loaded.model,
+        loaded.prompts.table,
+        loaded.prompts.tokenizer.eos_token_ids,
+        loaded.prompts.open_text,
+        prefixes=prefixes,
+        limits=Limits(order.max_batch, order.prefill_step, loaded.budget.room - kept, loaded.footprint),
+        memory_limit=loaded.budget.limit,
+        batched=loaded.batched,
+        make_cache=loaded.make_cache,
+        drafter=_drafter(loaded, spec),
+    )
+
+
+def _spill(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Spill | None:
+    if not order.prefix_disk:
+        return None
+    print_ = fingerprint(Path(spec.path), spec, loaded.info.quantization)
+    folder = Path(order.prefix_folder) / print_[:16]
+    logger.info("prefixes of %s go on to %s (%s)", spec.id, folder, gigabytes(order.prefix_disk))
+    return Spill(folder, order.prefix_disk, print_)
+
+
+def fingerprint(folder: Path, spec: ModelSpec, quantization: str) -> str:
+    """Differs whenever keys and values of the same tokens may: for other weights, caches, or versions of mlx."""
+    parts = [version("mlx"), version("mlx-lm"), quantization, spec.cache_type, str(spec.kv_bits), str(spec.adapter)]
+    for path in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")):
+        parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _drafter(loaded: Loaded, spec: ModelSpec) -> Callable[[], Drafter] | None:
+    trimmable = all(type(layer) in TRIMMABLE for layer in loaded.make_cache())
+    if spec.draft_model is None:
+        return Lookup if trimmable and spec.speculation == "lookup" else None
+    if not trimmable:
+        kinds = ", ".join(sorted({type(layer).__name__ for layer in loaded.make_cache()}))
+        raise ValueError(f"draft_model: guesses cannot be taken back out of {kinds}")
+    return _draft_model(loaded, spec.draft_model)
+
+
+def _draft_model(loaded: Loaded, path: str) -> Callable[[], Drafter]:
+    folder = fetch(ModelSpec(id="draft", path=path))
+    model, config = load_model(folder)
+    computable(model)
+    tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
+    own = loaded.prompts.tokenizer
+    if tokenizer.encode(PROBE) != own.encode(PROBE) or tokenizer.get_vocab() != own.get_vocab():
+        raise ValueError(f"draft_model: {path} has other tokens than the model that it drafts for")
+    drafts = Float32(model)
+    if not all(type(layer) in TRIMMABLE for layer in drafts.make_cache()):
+        raise ValueError(f"draft_model: the caches of {path} cannot take a guess back")
+    return lambda: DraftModel(drafts, drafts.make_cache)

@@ -1,0 +1,170 @@
+"""How much memory a model may use, and how much of it the keys and values of a batch take.
+
+Sizes only: whether a request is let in is the engine's to decide. MLX's own memory limit is left alone. It refuses
+nothing; above it, MLX waits for the device after every operation, which is slower and saves little.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import CacheList
+
+SHARED = 0.75
+"""Of memory that the system and its other programs live in as well: unified memory, or a CPU's."""
+OWN = 0.9
+"""Of a graphics card's memory."""
+RESERVE = 1 << 30
+"""Bytes kept free for what a step computes with, and at most a quarter of what the weights leave."""
+PREFIXES = 4
+"""Of the bytes for keys and values, one part in so many is for kept prefixes; the rest is for what runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The bytes that one model may use."""
+
+    limit: int
+    weights: int
+
+    @property
+    def reserve(self) -> int:
+        """For activations: what is neither weights nor keys and values."""
+        return min(RESERVE, max(0, self.limit - self.weights) // 4)
+
+    @property
+    def room(self) -> int:
+        """For keys and values, those of kept prefixes included."""
+        return max(0, self.limit - self.weights - self.reserve)
+
+    def kept(self, wanted: int | Literal["auto"]) -> int:
+        """The part of `room` that kept prefixes may take; never more than half, for without the rest nothing runs."""
+        return self.room // PREFIXES if wanted == "auto" else min(wanted, self.room // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the caches of a model cost, in bytes; `windows` are (positions, bytes of each) of sliding layers."""
+
+    per_token: int
+    per_row: int = 0
+    step: int = 1
+    """A cache grows by this many positions at once."""
+    windows: tuple[tuple[int, int], ...] = ()
+
+    def batch(self, rows: int, longest: int) -> int:
+        """At most what `rows` rows take together, the longest of which will have `longest` tokens.
+
+        Caches of a batch are rectangular: each row takes as much as the longest one. While its prompt is read, a
+        row's sliding layers hold a chunk more than their window, which comes out of the reserve.
+        """
+        positions = longest + self.step - 1 if longest else 0
+        sliding = sum(min(positions, size) * each for size, each in self.windows)
+        return rows * (self.per_row + positions * self.per_token + sliding)
+
+    def longest(self, room: int, most: int) -> int:
+        """The length of the longest row that `room` bytes hold, up to `most` tokens."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.batch(1, middle) <= room else (low, middle - 1)
+        return low
+
+
+def footprint(model: nn.Module, make_cache: Callable[[], list[Any]]) -> Footprint:
+    """Found by reading a short and a longer prompt, of which nothing but the shapes is computed.
+
+    What does not grow from the one to the other (the state of a recurrent layer) belongs to the row.
+    """
+    short, long = (list(_leaves(_read(model, make_cache(), length))) for length in (1, 1 + PROBE))
+    sliding = [cache for cache in short if hasattr(cache, "max_size")]
+    growing = [pair for pair in zip(short, long, strict=True) if not hasattr(pair[0], "max_size")]
+    growth = sum(int(b.nbytes - a.nbytes) for a, b in growing)
+    return Footprint(
+        per_token=growth // PROBE,
+        per_row=sum(int(a.nbytes) for a, b in growing if a.nbytes == b.nbytes),
+        step=max((int(getattr(a, "step", 1)) for a, _ in growing), default=1),
+        windows=tuple((int(c.max_size), int(c.nbytes) // int(c.keys.shape[2])) for c in sliding),
+    )
+
+
+PROBE = 256
+"""Tokens between the two prompts: by so many positions mlx-lm's caches grow."""
+
+
+def _read(model: nn.Module, caches: list[Any], length: int) -> list[Any]:
+    model(mx.zeros((1, length), dtype=mx.int32), cache=caches)
+    return caches
+
+
+def _leaves(caches: Iterable[Any]) -> Iterator[Any]:
+    for cache in caches:
+        if isinstance(cache, CacheList):
+            yield from _leaves(cache.caches)
+        else:
+            yield cache
+
+
+def apart(caches: Iterable[Any]) -> list[str]:
+    """The classes of caches that mlx-lm cannot join to those of other rows."""
+    return sorted({type(cache).__name__ for cache in _leaves(caches) if not hasattr(cache, "merge")})
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """What the weights take once they are computed; nothing has to be, for that."""
+    return sum(int(value.nbytes) for _, value in tree_flatten(model.parameters()))
+
+
+def machine() -> int:
+    """Memory of the device in bytes; on a CPU what the machine has, or what the container may use of it."""
+    info = mx.device_info()
+    if known := info.get("memory_size") or info.get("total_memory"):
+        return int(known)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        total = min(total, int(CONTAINER.read_text()))
+    return total
+
+
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
+
+
+def limit(wanted: int | Literal["auto"]) -> int:
+    """The bytes that models may use: those asked for, or a share of the device's."""
+    if wanted != "auto":
+        return wanted
+    return int(machine() * (OWN if mx.cuda.is_available() else SHARED))
+
+
+def budget(wanted: int | Literal["auto"], weights: int, places: int) -> Budget:
+    """One model's part of the limit; with `auto`, `places` models share what the weights of this one leave.
+
+    Raises MemoryError when the weights do not fit.
+    """
+    most = limit(wanted)
+    if weights >= most:
+        whose = "the share of this machine's memory that models may use" if wanted == "auto" else "its `memory`"
+        raise MemoryError(
+            f"the weights take {gigabytes(weights)}, and {whose} is {gigabytes(most)}; "
+            "set `quantization: q4`, take a smaller or a quantized model, or set `memory` higher"
+        )
+    return Budget(most if wanted != "auto" else weights + (most - weights) // places, weights)
+
+
+def gigabytes(size: int) -> str:
+    """For people: `12.1 GB`, and what is smaller in MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def keep_buffers(size: int) -> None:
+    """Let MLX keep at most so many bytes of freed buffers for the next step; by default it keeps all it ever freed."""
+    if mx.default_device() != mx.Device(mx.cpu):  # there it keeps next to nothing
+        mx.set_cache_limit(size)

@@ -1,0 +1,326 @@
+"""The prefix cache: what the model has read, kept in a tree over tokens, so that no prompt's beginning is read twice.
+
+A prompt walks down from its owner's root as far as it agrees. One that leaves in the middle of a run splits that run,
+one that goes on where a run ends only adds a child with the new part. Using a node uses all those above it, so the
+least recently used node is always a leaf, and goes first. Everything runs on the thread that owns the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final
+
+from openai_gateway.worker.snapshots import Layout, Snapshot
+from openai_gateway.worker.spill import Record, Spill
+from openai_gateway.worker.tree import Node, Partition, chain, common_length, common_prefix, crowded_snapshot, match
+
+__all__ = ["Found", "Prefixes", "Snapshot", "common_length"]
+
+logger = logging.getLogger(__name__)
+
+RUN: Final = 1024
+"""Tokens in a node at the most: so much is dropped at a time, and no split copies more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`cache` holds the first `length` tokens of the prompt, for one row (None: none); it may be written to.
+
+    `diverged_at`: how many tokens the prompt has in common with anything kept for its owner, usable or not; all of
+    them if it is kept whole, None if nothing is kept for the owner.
+    """
+
+    length: int
+    diverged_at: int | None
+    cache: list[Any] | None
+
+
+class Prefixes:
+    """Keeps `capacity` bytes for all owners together; nothing if that is 0.
+
+    Owners with more than an equal share of the capacity make room first; of those the least recently used leaf goes.
+    Of an entry larger than what there is room for, the front is kept. `shared`: one tree for all owners.
+
+    `make_cache` gives the model's empty caches for one row. If they are of a kind that cannot be kept, `supported` is
+    False, `reason` says why, and nothing is ever found.
+
+    `spill`: what leaves memory goes to disk, and is found there, after a restart as well.
+    """
+
+    def __init__(
+        self, make_cache: Callable[[], list[Any]], *, capacity: int, shared: bool = False, spill: Spill | None = None
+    ) -> None:
+        self._layout = Layout(make_cache)
+        self.reason = self._layout.reason
+        self.supported = self.reason is None
+        self.nbytes = 0
+        self._capacity = capacity if self.supported else 0
+        self._shared = shared
+        self._partitions: dict[str, Partition] = {}
+        self._clock = 0
+        self._spill = spill if self._capacity > 0 else None
+        self._filed: dict[str, Node] = {}
+        if self._spill is not None:
+            self._restore(self._spill)
+
+    @property
+    def keeping(self) -> bool:
+        """Whether anything is ever kept."""
+        return self._capacity > 0
+
+    def find(self, owner: str, tokens: Sequence[int]) -> Found:
+        """The longest usable prefix: at most all tokens but the last, which the model must read to go on.
+
+        With windows or recurrent layers it ends at a snapshot. What is needed from disk is read now.
+        """
+        partition = self._partitions.get(self._key(owner))
+        if partition is None:
+            return Found(0, None, None)
+        while True:
+            path, common = match(partition.root, tokens)
+            length = self._usable(path, min(common, len(tokens) - 1))
+            used = [node for node in path if node.start < length]
+            if all(self._load(node, resume=node.end == length) for node in used):
+                break
+        if path:
+            self._touch(path[-1])
+        cache = None
+        if length:
+            cache = self._layout.compose([node.slices or () for node in used], length, used[-1].snapshot)
+            self.shrink(self._capacity)
+        return Found(length, common if partition.root.children else None, cache)
+
+    def covered(self, owner: str, tokens: Sequence[int]) -> int:
+        """The length that `find` would give (files are not looked into). This is not a use."""
+        if (partition := self._partitions.get(self._key(owner))) is None:
+            return 0
+        path, common = match(partition.root, tokens)
+        return self._usable(path, min(common, len(tokens) - 1))
+
+    def snapshot(self, cache: list[Any]) -> Snapshot | None:
+        """The layers of `cache` (one row) that cannot be cut, as they are now; None if none are needed."""
+        return self._layout.snapshot(cache) if self._capacity > 0 else None
+
+    def keep(self, owner: str, tokens: Sequence[int], cache: list[Any], snapshots: Mapping[int, Snapshot]) -> None:
+        """Keep what `cache` (one row) holds of `tokens`, all of which it has read; `snapshots` by their lengths.
+
+        Only what is new is copied. Where snapshots are needed, nothing behind the last one is of use, nor kept.
+        ValueError if cache, tokens and snapshots do not belong together.
+        """
+        if self._capacity <= 0:
+            return
+        self._layout.check(cache, len(tokens), snapshots)
+        key = self._key(owner)
+        node = (self._partitions.get(key) or Partition(key)).root
+        for stop in sorted(snapshots) if self._layout.whole else [len(tokens)]:
+            if (reached := self._reach(node, tokens, stop, cache, snapshots.get(stop))) is None:
+                break
+            node = reached
+
+    def shrink(self, nbytes: int) -> None:
+        """Give memory back until at most so many bytes are kept."""
+        while self.nbytes > nbytes:
+            owners = [partition for partition in self._partitions.values() if partition.order]
+            # There is such an owner whenever there are too many bytes.
+            heavy = (partition for partition in owners if partition.nbytes * len(owners) > nbytes)
+            leaf = min((next(iter(partition.order)) for partition in heavy), key=lambda node: node.used)
+            if (crowded := crowded_snapshot(leaf)) is not None:
+                self._thin(crowded)
+            else:
+                self._evict(leaf)
+
+    def flush(self, runs: int | None = None) -> bool:
+        """Write runs that are not on disk yet, so many at the most; whether there was anything to write.
+
+        The most recently used go first, as long as they displace nothing. For idle moments, and before the end.
+        """
+        if self._spill is None:
+            return False
+        nodes = [node for partition in self._partitions.values() for node in partition.order if node.file is None]
+        # Of equally recent ones those further up: without them the others are of no use.
+        nodes.sort(key=lambda node: (-node.used, node.end))
+        nodes = [node for node in nodes[:runs] if self._spill.has_room(node.nbytes) and self._write(self._spill, node)]
+        return bool(nodes)
+
+    def shares(self, one: str, other: str) -> bool:
+        """Whether one owner finds what is kept for the other."""
+        return self._shared or one == other
+
+    def _key(self, owner: str) -> str:
+        return "shared" if self._shared else blake2b(owner.encode(), digest_size=16).hexdigest()
+
+    def _usable(self, path: list[Node], limit: int) -> int:
+        if not self._layout.whole:
+            return max(0, limit)
+        return max((node.end for node in path if node.resumable and node.end <= limit), default=0)
+
+    # Growth
+
+    def _reach(
+        self, node: Node, tokens: Sequence[int], stop: int, cache: list[Any], snapshot: Snapshot | None
+    ) -> Node | None:
+        """From `node` to the one that ends at `stop`, made if need be; None if there is no room.
+
+        Without a snapshot to put there, one that goes on after `stop` will do.
+        """
+        while node.end < stop:
+            child = node.children.get(tokens[node.end])
+            if child is None:
+                child = self._grow(node, tokens, min(stop, node.end + RUN), cache)
+                if not self._settle(child):
+                    return None
+            else:
+                shared = min(common_prefix(child.run, tokens, node.end), stop - node.end)
+                cut = shared < len(child.run) and (snapshot is not None or node.end + shared < stop)
+                if not self._load(child, resume=cut):
+                    continue
+                if cut:
+                    child = self._split(child, shared)
+            node = child
+        if snapshot is not None and not node.resumable:
+            self._unfile(node)
+            node.snapshot, node.resumable = snapshot, True
+            self._account(node, snapshot.nbytes)
+        return node if self._settle(node) else None
+
+    def _grow(self, node: Node, tokens: Sequence[int], end: int, cache: list[Any]) -> Node:
+        run = array("I", tokens[node.end : end])
+        child = Node(node.partition, node, run, end, self._layout.cut(cache, node.end, end))
+        node.children[run[0]] = child
+        self._partitions[node.partition.owner] = node.partition
+        node.partition.order[child] = None
+        self._account(child, child.nbytes)
+        return child
+
+    def _split(self, node: Node, at: int) -> Node:
+        self._unfile(node)
+        upper = node.split(at)
+        upper.partition.order[upper] = None
+        self._touch(upper)
+        return upper
+
+    def _touch(self, node: Node) -> None:
+        """`node` and all above it are used now."""
+        self._clock += 1
+        for above in node.up():
+            above.used = self._clock
+            if above.slices is not None:
+                above.partition.order.move_to_end(above)
+            if self._spill is not None and above.file is not None:
+                self._spill.touch(above.file)
+
+    def _settle(self, node: Node) -> bool:
+        """Use `node` and make room; whether it is still in memory after that."""
+        self._touch(node)
+        self.shrink(self._capacity)
+        return node.parent is None or node.slices is not None
+
+    def _account(self, node: Node, nbytes: int) -> None:
+        node.partition.nbytes += nbytes
+        self.nbytes += nbytes
+
+    # Eviction
+
+    def _thin(self, node: Node) -> None:
+        """Drop a snapshot from memory; with a second tier it can still be read."""
+        if self._spill is not None and node.file is None:
+            self._write(self._spill, node)
+        self._account(node, -node.snapshot_nbytes)
+        node.snapshot, node.resumable = None, node.file is not None
+
+    def _evict(self, leaf: Node) -> None:
+        if self._spill is not None and leaf.file is None:
+            self._write(self._spill, leaf)
+        if leaf.file is None:
+            self._remove(leaf)
+        else:
+            self._release(leaf)
+
+    def _release(self, node: Node) -> None:
+        """Out of memory, but still in the tree."""
+        if node.slices is not None:
+            self._account(node, -node.nbytes)
+            node.partition.order.pop(node, None)
+            node.slices = node.snapshot = None
+
+    def _remove(self, node: Node) -> None:
+        """Out of the tree, with all below it, and with those above it that have become useless by that."""
+        for below in node.down():
+            self._release(below)
+            self._unfile(below)
+        while (parent := node.parent) is not None:
+            parent.children.pop(node.run[0], None)  # it may have gone with those below it
+            if parent.children or parent.parent is None or not self._layout.whole or parent.resumable:
+                break
+            self._release(parent)
+            self._unfile(parent)
+            node = parent
+        if not node.partition.root.children:
+            self._partitions.pop(node.partition.owner, None)
+
+    # Disk
+
+    def _load(self, node: Node, *, resume: bool) -> bool:
+        """Have a node in memory, and with `resume` its snapshot; those above it are there.
+
+        False if it cannot be read; then it is removed.
+        """
+        missing = resume and node.resumable and node.snapshot is None
+        if node.slices is not None and not missing:
+            return True
+        try:
+            arrays = self._spill.read(node.file) if self._spill is not None and node.file is not None else {}
+            slices, snapshot = self._layout.parse(arrays, len(node.run), node.end if node.resumable else None)
+        except ValueError as error:
+            logger.warning("ignoring the kept prefix %s: %s", node.file, error)
+            self._remove(node)
+            return False
+        self._account(node, -node.nbytes)
+        node.slices, node.snapshot = node.slices or slices, snapshot if resume else node.snapshot
+        self._account(node, node.nbytes)
+        node.partition.order[node] = None
+        return True
+
+    def _write(self, spill: Spill, node: Node) -> bool:
+        before = node.parent or node.partition.root
+        record = Record(node.partition.owner, before.path_digest(), node.start, node.run, node.resumable)
+        node.file = spill.write(record, self._layout.named(node.slices or (), node.snapshot))
+        if node.file is None:
+            return False
+        self._filed[node.file] = node
+        for above in node.up():
+            if above.file is not None:
+                spill.touch(above.file)
+        while (oldest := spill.excess()) is not None:
+            self._forget(oldest)
+        return node.file is not None
+
+    def _forget(self, name: str) -> None:
+        node = self._filed[name]
+        self._unfile(node)
+        if node.slices is None or (self._layout.whole and not node.resumable and not node.children):
+            self._remove(node)
+
+    def _unfile(self, node: Node) -> None:
+        if self._spill is not None and node.file is not None:
+            self._spill.delete(node.file)
+            del self._filed[node.file]
+            node.file = None
+            node.resumable = node.snapshot is not None
+
+    def _restore(self, spill: Spill) -> None:
+        """Take up what is on disk; files without those before them are deleted."""
+        records = spill.scan()
+        self._filed = chain(records, self._partitions)
+        for name in records.keys() - self._filed.keys():
+            spill.delete(name)
+        for name in records:
+            if name in self._filed:
+                self._touch(self._filed[name])
+        while (oldest := spill.excess()) is not None:
+            self._forget(oldest)
+        logger.info("found %d of %d kept runs of tokens usable on disk", len(self._filed), len(records))

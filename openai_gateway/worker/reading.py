@@ -1,0 +1,121 @@
+"""Prompts on their way into caches: a long one a part at a time, short ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from openai_gateway.worker.batch import Cache, Decoding, Model, merge
+from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.rows import Row
+from openai_gateway.worker.snapshots import Snapshot
+
+LOGITS = 2**24
+"""Most logits that are computed to need only the last of each row: 64 MB. It saves a pass for one token each."""
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """Tokens that must be in a cache before `rows` can decode: their prompt, or all they had when they were put off."""
+
+    job: Job
+    tokens: list[int]
+    choices: range
+    """Which choices of the job its rows are."""
+    rows: list[Row] = field(default_factory=list)
+    cache: Cache = field(default_factory=list)
+    """Of one row; holds the first `done` tokens."""
+    done: int = 0
+    cached: int = 0
+    """How many of the first tokens came from the prefix cache."""
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    announced: bool = False
+    behind: Reading | None = None
+    """Another one that is reading what this one begins with."""
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not read yet."""
+        return len(self.tokens) - self.done
+
+    @property
+    def width(self) -> int:
+        """Rows that it has or is going to have."""
+        return len(self.choices)
+
+
+def groups(readings: Sequence[Reading], vocabulary: int) -> list[list[Reading]]:
+    """Those that one pass can read to their end. In two passes, rows of a last token only would sit out the first."""
+    ones = [reading for reading in readings if reading.left == 1]
+    others = [reading for reading in readings if reading.left > 1]
+    if len(readings) * max((reading.left for reading in readings), default=0) * vocabulary <= LOGITS:
+        ones, others = [*ones, *others], []
+    return [group for group in (ones, others) if group]
+
+
+def read_part(model: Model, reading: Reading, count: int) -> None:
+    """Reads `count` more tokens, not all that are left. The pass runs on when this returns."""
+    part = reading.tokens[reading.done : reading.done + count]
+    model(mx.array([part]), cache=reading.cache)
+    mx.async_eval([cache.state for cache in reading.cache])
+    reading.done += count
+
+
+def read_rest(model: Model, reading: Reading, vocabulary: int) -> mx.array:
+    """Reads all that is left; the logits [1, V] after the last token."""
+    logits = _last_logits(model, [reading.tokens[reading.done :]], reading.cache, vocabulary)
+    reading.done = len(reading.tokens)
+    return logits
+
+
+def read_together(model: Model, readings: Sequence[Reading], vocabulary: int) -> tuple[Cache, mx.array]:
+    """Reads all that is left of several prompts, one row each; their batch, and logits [B, V] after the last tokens."""
+    cache = merge([reading.cache for reading in readings])
+    logits = _last_logits(model, [reading.tokens[reading.done :] for reading in readings], cache, vocabulary)
+    for reading in readings:
+        reading.done, reading.cache = len(reading.tokens), []
+    return cache, logits
+
+
+def begin(model: Model, reading: Reading, cache: Cache, logits: mx.array) -> Decoding:
+    """The rows of one prompt that is read; each has the prompt in a row of its own."""
+    for row in reading.rows:
+        row.stored = len(reading.tokens)
+    count = len(reading.rows)
+    if count == 1:
+        return Decoding(model, reading.rows, cache, logits, merged=False)
+    return Decoding(model, reading.rows, merge([cache] * count), mx.repeat(logits, count, axis=0), merged=True)
+
+
+def begin_together(model: Model, readings: Sequence[Reading], cache: Cache, logits: mx.array) -> Decoding:
+    """The rows of prompts that were read together."""
+    for reading in readings:
+        reading.rows[0].stored = len(reading.tokens)
+    return Decoding(model, [reading.rows[0] for reading in readings], cache, logits, merged=True)
+
+
+def _last_logits(model: Model, rest: list[list[int]], cache: Cache, vocabulary: int) -> mx.array:
+    """One pass that computes every logit where they are few; else one that computes none, and one for last tokens."""
+    if len(rest) * max(map(len, rest)) * vocabulary <= LOGITS or max(map(len, rest)) == 1:
+        logits = _forward(model, rest, cache)
+        return logits[mx.arange(len(rest)), mx.array([len(tokens) - 1 for tokens in rest])]
+    _forward(model, [tokens[:-1] for tokens in rest], cache)
+    mx.async_eval([layer.state for layer in cache])
+    return model(mx.array([tokens[-1:] for tokens in rest]), cache=cache)[:, -1]
+
+
+def _forward(model: Model, rows: list[list[int]], cache: Cache) -> mx.array:
+    lengths = [len(tokens) for tokens in rows]
+    longest = max(lengths)
+    padding = [longest - length for length in lengths]
+    if any(padding):
+        for layer in cache:
+            layer.prepare(lengths=lengths, right_padding=padding)
+    logits: Any = model(mx.array([tokens + [0] * (longest - len(tokens)) for tokens in rows]), cache=cache)
+    if any(padding):
+        for layer in cache:
+            layer.finalize()
+    return logits

@@ -1,0 +1,115 @@
+"""Guesses at the next tokens of a row that runs alone, for the model to check several of them in one pass.
+
+A guess costs little when it is wrong and a pass each when it is right; what the model says is the same. With a second
+row it does not pay any more: the passes are shared by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+Cache = list[Any]
+Model = Callable[..., mx.array]
+
+LONGEST = 16
+"""Most tokens of one guess."""
+GRAM = 3
+"""Tokens that must stand in the text already for it to be a sign of what follows."""
+REST = 32
+"""Tokens that are generated without a guess after several attempts came to nothing."""
+PATIENCE = 8
+"""Attempts that may come to nothing before that."""
+
+
+class Drafter(Protocol):
+    """Where guesses come from. One for each row."""
+
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
+        """At most `count` tokens that may follow `tokens` and `newest`; `tokens` only grows from call to call."""
+        ...
+
+
+class Lookup:
+    """What followed when the newest tokens stood in the text before (A. Saxena, "Prompt Lookup Decoding", 2023)."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, ...], int] = {}
+        """Where each run of `GRAM` tokens ended the last time."""
+        self._indexed = GRAM
+
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
+        """Costs as much as there are new tokens, not as the text is long."""
+        for end in range(self._indexed, len(tokens) + 1):
+            self._ends[tuple(tokens[end - GRAM : end])] = end
+        self._indexed = max(GRAM, len(tokens) + 1)
+        found = self._ends.get((*tokens[len(tokens) + 1 - GRAM :], newest))
+        return [] if found is None else list(tokens[found : found + count])
+
+
+class DraftModel:
+    """A smaller model with the same tokens, which says what it finds likeliest."""
+
+    def __init__(self, model: Model, make_cache: Callable[[], Cache]) -> None:
+        self._model = model
+        self._cache = make_cache()
+        self._read: list[int] = []
+
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
+        """Reads on from where the last call left off; what was wrong of the last guess is forgotten first."""
+        text = [*tokens, newest]
+        same = min(len(self._read), len(tokens))
+        while self._read[:same] != text[:same]:
+            same -= 1
+        for cache in self._cache:
+            cache.trim(len(self._read) - same)
+        step = mx.array([text[same:]])
+        drafted: list[mx.array] = []
+        for _ in range(count):
+            step = mx.argmax(self._model(step, cache=self._cache)[:, -1:], axis=-1)
+            drafted.append(step)
+        ids: Any = mx.concatenate(drafted, axis=1)[0].tolist()
+        self._read = [*text, *ids[:-1]]
+        return list(ids)
+
+
+class Speculation:
+    """How much to guess: more after guesses that came true, not at all for a while after those that came to nothing.
+
+    A guess needs the newest token on the host, so that nothing is computed while it is read: in text that cannot be
+    guessed, even to try would cost.
+    """
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
+        self._length = 4
+        self._failures = 0
+        self._rest = 0
+
+    def due(self) -> bool:
+        """Whether to guess at the next token. Called once for each, as tokens are what a rest is measured in."""
+        self._rest = max(0, self._rest - 1)
+        return self._rest == 0
+
+    def draft(self, tokens: Sequence[int], newest: int, most: int) -> list[int]:
+        """The next guess, of at most `most` tokens; none when there is nothing to go by."""
+        drafted = self._drafter.draft(tokens, newest, min(self._length, most)) if most > 0 else []
+        if not drafted:
+            self._fail()
+        return drafted
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Tell it what came of its last guess."""
+        if not accepted:
+            self._fail()
+            self._length = max(1, self._length // 2)
+            return
+        self._failures = 0
+        self._length = min(LONGEST, self._length * 2) if accepted == drafted else max(2, accepted)
+
+    def _fail(self) -> None:
+        self._failures += 1
+        if self._failures >= PATIENCE:
+            self._failures, self._rest = 0, REST

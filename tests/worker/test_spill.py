@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import mlx.core as mx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx_lm.models.cache import KVCache
+
+from openai_gateway.worker import prefixes as module
+from openai_gateway.worker.prefixes import Prefixes
+from openai_gateway.worker.spill import Record, Spill, digest
+from tests.worker.test_prefixes import PLENTY, Reader, contents, fill, keep, nodes, prompt, sliced, windowed
+
+SHAPES = ["llama", "gpt_oss", "qwen3_next", "quantized"]
+
+
+def spilling(folder: Path, make_cache: Callable[[], list[Any]], capacity: int, disk: int = PLENTY) -> Prefixes:
+    return Prefixes(make_cache, capacity=capacity, spill=Spill(folder, disk, "this model"))
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_answer_after_a_prefix_from_disk_is_that_of_a_cold_run(tmp_path: Path, shape: str) -> None:
+    reader = Reader(shape)
+    prefixes = spilling(tmp_path, reader.make_cache, PLENTY)
+    kept = prompt(1, 40)
+    reader.keep(prefixes, kept)
+    prefixes.shrink(0)
+    assert prefixes.nbytes == 0
+    for again in (prefixes, spilling(tmp_path, reader.make_cache, PLENTY)):
+        for shared in (40, 24, 19):
+            tokens = kept[:shared] + prompt(shared, 9)
+            found = again.find("me", tokens)
+            assert found.length == (16 if shared == 19 and shape in ("gpt_oss", "qwen3_next") else shared)
+            assert reader.answer(tokens[found.length :], found.cache) == reader.answer(tokens)
+        assert again.nbytes > 0
+        again.shrink(0)
+
+
+def test_a_prefix_that_came_back_is_in_memory_again(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3, 4])
+    kept = prefixes.nbytes
+    prefixes.shrink(0)
+    assert prefixes.covered("me", [1, 2, 3, 4]) == 3
+    assert prefixes.nbytes == 0
+    prefixes.find("me", [1, 2, 3, 4])
+    assert prefixes.nbytes == kept
+    (file,) = files(tmp_path)
+    before = file.stat().st_ino
+    prefixes.shrink(0)
+    assert [path.stat().st_ino for path in files(tmp_path)] == [before]  # it was not written again
+
+
+def test_what_is_in_memory_is_written_in_idle_moments(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    keep(prefixes, sliced, "me", [1, 2, 3, 4, 5])
+    keep(prefixes, sliced, "me", [1, 2, 7])
+    steps = 0
+    while prefixes.flush(1):
+        steps += 1
+    assert steps == len(files(tmp_path)) == 4
+    again = spilling(tmp_path, sliced, PLENTY)
+    assert [again.covered("me", tokens) for tokens in ([1, 2, 3, 4, 5, 6], [1, 2, 7, 8], [1, 2, 9])] == [5, 3, 2]
+    assert not again.flush()
+
+
+def test_writing_ahead_displaces_nothing(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, lambda: [KVCache()], PLENTY, disk=320_000)
+    for first in range(9):
+        tokens = [first] * 10
+        prefixes.keep("me", tokens, fill(sliced(), tokens, width=1000), {})  # 80 kB
+    while prefixes.flush(1):
+        pass
+    names = files(tmp_path)
+    assert len(names) == 3
+    assert not prefixes.flush()
+    assert files(tmp_path) == names
+
+
+def test_the_least_recently_used_files_go_first_also_after_a_restart(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    for first in (1, 2, 3):
+        tokens = [first] * 10
+        prefixes.keep("me", tokens, fill(sliced(), tokens, width=1000), {})
+    prefixes.shrink(0)
+    prefixes.find("me", [1, 1])
+    again = spilling(tmp_path, sliced, PLENTY, disk=200_000)
+    assert [again.covered("me", [first] * 11) for first in (1, 2, 3)] == [10, 0, 10]
+    assert len(files(tmp_path)) == 2
+    tokens = [4] * 10
+    again.keep("me", tokens, fill(sliced(), tokens, width=1000), {})
+    again.shrink(0)
+    assert [again.covered("me", [first] * 11) for first in (1, 3, 4)] == [10, 0, 10]
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 200_000
+
+
+def test_a_file_larger_than_the_folder_may_be_is_not_written(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY, disk=10_000)
+    prefixes.keep("me", [1] * 10, fill(sliced(), [1] * 10, width=1000), {})
+    prefixes.shrink(0)
+    assert not files(tmp_path)
+    assert prefixes.covered("me", [1] * 10) == 0
+
+
+def damage_nothing_at_all(path: Path) -> None:
+    path.unlink()
+
+
+def damage_data(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def damage_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 40)
+
+
+def damage_length(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4)
+
+
+def damage_by_emptying(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES = [damage_nothing_at_all, damage_data, damage_header, damage_length, damage_by_emptying]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_damaged_file_costs_only_what_was_in_it(
+    tmp_path: Path, damage: Callable[[Path], None], restart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefixes = spilling(tmp_path, windowed, PLENTY)
+    keep(prefixes, windowed, "me", [1, 2, 3, 4, 5, 6, 7, 8, 9], 3, 6, 9)
+    prefixes.flush()  # written from the front to the end
+    prefixes.shrink(0)
+    victim = next(path for path in files(tmp_path) if b'"start":"3"' in path.read_bytes())
+    damage(victim)
+    if restart:
+        prefixes = spilling(tmp_path, windowed, PLENTY)
+    found = prefixes.find("me", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    assert found.length == found.diverged_at == 3
+    assert found.cache is not None
+    assert contents(found.cache) == contents(fill(windowed(), [1, 2, 3]))
+    assert len(files(tmp_path)) == 1
+    assert (victim.name in caplog.text) != (restart and damage is damage_nothing_at_all)
+
+
+def test_a_damaged_first_file_leaves_nothing(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    keep(prefixes, sliced, "me", [1, 2, 3, 4])
+    prefixes.shrink(0)
+    damage_data(next(path for path in files(tmp_path) if b'"start":"0"' in path.read_bytes()))
+    found = prefixes.find("me", [1, 2, 3, 4, 5])
+    assert (found.length, found.diverged_at, found.cache) == (0, None, None)
+    assert not files(tmp_path)
+    assert not prefixes._partitions
+
+
+def test_foreign_files_are_told_from_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    prefixes.shrink(0)
+    (ours,) = files(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not of our making")
+    (tmp_path / "notes.txt").write_text("neither")
+    left_over = tmp_path / ours.name.replace(".", ".part.")
+    left_over.write_bytes(b"half a file")
+    renamed = tmp_path / f"{'0' * 32}.safetensors"
+    renamed.write_bytes(ours.read_bytes())
+    for text in (
+        "[]",
+        '"x"',
+        "{}",
+        '{"__metadata__": {}}',
+        '{"__metadata__": {"format": 1}, "a": {"data_offsets": []}}',
+    ):
+        odd = tmp_path / f"{digest([text.encode()])}.safetensors"
+        odd.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    again = spilling(tmp_path, sliced, PLENTY)
+    assert again.covered("me", [1, 2, 3, 4]) == 3
+    assert {path.name for path in files(tmp_path)} == {ours.name, "model.safetensors", "notes.txt"}
+    assert left_over.name in caplog.text
+    assert renamed.name in caplog.text
+
+
+def test_files_of_another_model_are_deleted(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    prefixes.shrink(0)
+    other = Prefixes(sliced, capacity=PLENTY, spill=Spill(tmp_path, PLENTY, "another model"))
+    assert other.covered("me", [1, 2, 3, 4]) == 0
+    assert not files(tmp_path)
+
+
+def test_files_of_other_layers_under_the_same_fingerprint_are_not_used(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    prefixes.shrink(0)
+    again = spilling(tmp_path, list, PLENTY)
+    assert not again.supported
+    again = spilling(tmp_path, windowed, PLENTY)
+    assert again.find("me", [1, 2, 3, 4]).length == 0
+
+
+def test_a_file_names_no_owner_and_is_for_nobody_else(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path / "kept", sliced, PLENTY)
+    keep(prefixes, sliced, "sk-secret", [1, 2, 3])
+    prefixes.shrink(0)
+    (file,) = files(tmp_path / "kept")
+    assert b"sk-secret" not in file.read_bytes()
+    assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
+    again = spilling(tmp_path / "kept", sliced, PLENTY)
+    assert again.covered("sk-other", [1, 2, 3, 4]) == 0
+    assert again.covered("sk-secret", [1, 2, 3, 4]) == 3
+
+
+def test_a_full_disk_is_said_once_and_nothing_else_happens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    save = mx.save_safetensors
+
+    def full(path: str, *_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[write] Unable to write 8 bytes to file.")
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    for first in (1, 2, 3):
+        keep(prefixes, sliced, "me", [first] * 5)
+        prefixes.shrink(0)
+        assert prefixes.covered("me", [first] * 6) == 0
+    assert caplog.text.count("Unable to write") == 1
+    assert not files(tmp_path)
+    monkeypatch.setattr(mx, "save_safetensors", save)
+    keep(prefixes, sliced, "me", [4] * 5)
+    prefixes.shrink(0)
+    assert prefixes.covered("me", [4] * 6) == 5
+
+
+def test_a_run_that_is_split_or_grows_a_snapshot_is_written_anew(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, windowed, PLENTY)
+    keep(prefixes, windowed, "me", [1, 2, 3, 4, 5, 6], 6)
+    prefixes.flush()
+    assert len(files(tmp_path)) == 1
+    keep(prefixes, windowed, "me", [1, 2, 3, 9], 4)
+    keep(prefixes, windowed, "me", [1, 2, 3], 3)
+    prefixes.flush()
+    again = spilling(tmp_path, windowed, PLENTY)
+    for tokens, length in (([1, 2, 3, 4, 5, 6, 7], 6), ([1, 2, 3, 9, 9], 4), ([1, 2, 3, 8], 3)):
+        found = again.find("me", tokens)
+        assert found.length == length
+        assert contents(found.cache or []) == contents(fill(windowed(), tokens[:length]))
+
+
+def test_a_run_on_disk_is_split_like_one_in_memory(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3, 4, 5])
+    prefixes.shrink(0)
+    keep(prefixes, sliced, "me", [1, 2, 3, 8, 9])
+    prefixes.shrink(0)
+    for tokens in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 8, 9, 9]):
+        found = prefixes.find("me", tokens)
+        assert contents(found.cache or []) == contents(fill(sliced(), tokens[:5]))
+
+
+def test_without_memory_there_is_no_disk_either(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, 0)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    assert not prefixes.flush()
+    assert not files(tmp_path)
+
+
+def test_what_a_record_says_comes_back(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, PLENTY, "this model")
+    record = Record("owner", digest([array("I", [7])]), 1, array("I", [0, 2**32 - 1]), True)
+    arrays = {
+        "run.0.0": mx.ones((1, 2, 2, 3), mx.bfloat16),
+        "run.0.1": mx.zeros((1, 2, 2, 0)),
+        "state.0.0": mx.array(3),
+    }
+    name = spill.write(record, arrays)
+    assert name is not None
+    again = Spill(tmp_path, PLENTY, "this model")
+    assert again.scan() == {name: record}
+    assert again.nbytes == (tmp_path / name).stat().st_size
+    read = again.read(name)
+    assert read is not None
+    assert {key: (x.dtype, x.tolist()) for key, x in read.items()} == {
+        key: (x.dtype, x.tolist()) for key, x in arrays.items()
+    }
+    length = int.from_bytes((tmp_path / name).read_bytes()[:8], "little")
+    assert json.loads((tmp_path / name).read_bytes()[8 : 8 + length])["__metadata__"]["fingerprint"] == "this model"
+
+
+USES = st.lists(
+    st.tuples(
+        st.sampled_from(["keep", "find", "shrink", "flush", "restart"]),
+        st.sampled_from(["a", "b"]),
+        st.lists(st.integers(0, 2), min_size=1, max_size=12),
+        st.sets(st.integers(1, 12)),
+    ),
+    max_size=14,
+)
+
+
+@given(uses=USES, capacity=st.integers(1, 1500), disk=st.sampled_from([3000, 8000, PLENTY]))
+@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("make_cache", [sliced, windowed])
+def test_whatever_happens_what_is_found_is_right(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_cache: Callable[[], list[Any]],
+    uses: list[tuple[str, str, list[int], set[int]]],
+    capacity: int,
+    disk: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("kept")
+    prefixes = spilling(folder, make_cache, capacity, disk)
+    with patch.object(module, "RUN", 3):
+        for action, owner, tokens, stops in uses:
+            if action == "keep":
+                keep(prefixes, make_cache, owner, tokens, *(n for n in stops if n <= len(tokens)))
+            elif action == "find":
+                covered = prefixes.covered(owner, tokens)
+                found = prefixes.find(owner, tokens)
+                assert found.length == covered
+                if found.cache is not None:
+                    assert contents(found.cache) == contents(fill(make_cache(), tokens[: found.length]))
+            elif action == "shrink":
+                prefixes.shrink(0)
+                assert prefixes.nbytes == 0
+            elif action == "flush":
+                prefixes.flush()
+            else:
+                prefixes = spilling(folder, make_cache, capacity, disk)
+            consistent(prefixes, folder, capacity, disk)
+
+
+def consistent(prefixes: Prefixes, folder: Path, capacity: int, disk: int) -> None:
+    kept = nodes(prefixes)
+    assert prefixes.nbytes == sum(node.nbytes for node in kept) <= capacity
+    on_disk = {node.file for node in kept if node.file is not None}
+    assert on_disk == {path.name for path in folder.iterdir()} == set(prefixes._filed)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= disk
+    for node in kept:
+        assert node.slices is not None or node.file is not None
+        assert node.parent is node.partition.root or node.slices is None or node.parent.slices is not None  # type: ignore[union-attr]
+    for partition in prefixes._partitions.values():
+        assert partition.root.children
+        ends = {node: place for place, node in enumerate(partition.order)}
+        assert all(ends[node.parent] > place for node, place in ends.items() if node.parent in ends)
