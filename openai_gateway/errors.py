@@ -3,7 +3,8 @@
 GatewayError                     500 server_error
 ├─ InvalidRequest                400 invalid_request_error
 │  ├─ UnsupportedParameter       400 … unsupported_parameter
-│  └─ ContextLengthExceeded      400 … context_length_exceeded
+│  ├─ ContextLengthExceeded      400 … context_length_exceeded
+│  └─ InsufficientMemory         400 … insufficient_memory
 ├─ AuthenticationFailed          401 invalid_request_error invalid_api_key
 ├─ PermissionDenied              403 permission_error
 ├─ NotFound                      404 invalid_request_error

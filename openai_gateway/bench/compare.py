@@ -61,6 +61,8 @@ class Plain:
 
     local: Local
     model: str
+    prompt_tokens: int = 32
+    """As long as what the servers read for a short question."""
     name: str = "plain"
 
     async def measure(self, step: Step, plan: Plan, page: Page) -> None:
@@ -72,6 +74,7 @@ class Plain:
             said = await _run(
                 self.local, "openai_gateway.worker.baseline", self.model, "--streams", str(step.streams),
                 "--batch", str(self.local.batch), "--max-tokens", str(plan.max_tokens),
+                "--prompt-tokens", str(self.prompt_tokens),
             )  # fmt: skip
         except Failed as failed:
             page.fail(case, str(failed))
@@ -90,13 +93,14 @@ async def contenders(local: Local) -> AsyncIterator[list[Contender]]:
     peer = ["-m", "mlx_lm.server", "--model", model, "--log-level", "WARNING",
             "--decode-concurrency", str(local.batch), "--prompt-concurrency", str(local.batch), "--port"]  # fmt: skip
     async with AsyncExitStack() as stack:
-        found: list[Contender] = [Plain(local, model)]
+        servers: list[Server] = []
         context = None
         for name, command, asked in (("gateway", gateway, None), ("mlx_lm.server", peer, "default_model")):
             server = await stack.enter_async_context(_started(local, name, command, asked, context))
             context = server.context
-            found.append(Remote(server))
-        yield found
+            servers.append(server)
+        plain = Plain(local, model, servers[0].question_tokens or 32)
+        yield [plain, *map(Remote, servers)]
 
 
 async def _model(local: Local) -> str:
@@ -165,15 +169,15 @@ async def _ready(
         async with asyncio.timeout(START_TIMEOUT):
             while process.returncode is None:
                 try:
-                    # The context length is known once a request has been answered, hence the second look.
-                    server = await meet(name, address, model=model, context=context, timeout=local.timeout)
-                    return await meet(name, address, model=model, context=server.context, timeout=local.timeout)
+                    return await meet(name, address, model=model, context=context, timeout=local.timeout)
                 except Failed as failed:
+                    if failed.status not in (0, 503):  # it is up, and not because it is still loading
+                        raise Failed(f"{failed} (see {log})") from None
                     failure = failed
                 await asyncio.sleep(0.2)
     except TimeoutError:
         raise failure from None
-    raise Failed(f"{name} ended with status {process.returncode}: {_last_line(log.read_bytes())} ({log})")
+    raise Failed(f"{name} ended with status {process.returncode}: {_last_line(log.read_bytes())} (see {log})")
 
 
 def _last_line(output: bytes) -> str:

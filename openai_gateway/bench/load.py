@@ -20,7 +20,14 @@ import msgspec
 
 
 class Failed(Exception):
-    """Why a request got no answer, or none to measure; in few words, for they are counted."""
+    """Why a request got no answer, or none to measure; in few words, for they are counted.
+
+    `status` is 0 where it came to none.
+    """
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        self.status = status
+        super().__init__(why)
 
 
 @dataclass(slots=True)
@@ -206,7 +213,7 @@ def read(answer: Answer) -> Reading:
     if answer.failure:
         raise Failed(answer.failure)
     if answer.status != 200:
-        raise Failed(f"status {answer.status}: {complaint(answer.body)}")
+        raise Failed(f"status {answer.status}: {complaint(answer.body)}", answer.status)
     reading = Reading(answer.sent)
     finished: float | None = None
     texts: list[str] = []

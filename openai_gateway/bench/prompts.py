@@ -7,6 +7,8 @@ from random import Random
 
 Messages = list[dict[str, str]]
 
+QUESTION = 8
+"""Words of a short question, besides its beginning."""
 COMMON = (
     "about above after again air all along also always and animal answer around ask away back because before begin "
     "between big book both boy bring build call can car carry change children city close cold come country cut day "
@@ -40,7 +42,7 @@ class Writer:
 
     def question(self) -> Messages:
         """A short question that was never asked before."""
-        return [{"role": "user", "content": self.fresh(8)}]
+        return [{"role": "user", "content": self.fresh(QUESTION)}]
 
     def instructed(self, system: str) -> Messages:
         """A short question of its own under a system prompt."""

@@ -131,9 +131,9 @@ def _figures(metric: Metric, by_server: dict[str, list[float]], server: str, nam
     yield Text(str(len(values)))
     if len(names) > 1:
         first = summary(by_server[next(name for name in names if name in by_server)])["p50"]
-        ratio = found["p50"] / first if first else None
+        ratio = found["p50"] / first if first and metric.more is not None else None
         # What is hardly different is not coloured: it would say more than was measured.
-        better = None if ratio is None or metric.more is None or 0.95 < ratio < 1.05 else (ratio > 1) == metric.more
+        better = None if ratio is None or 0.95 < ratio < 1.05 else (ratio > 1) == metric.more
         yield Text("-" if ratio is None else f"{ratio:.2f}", style=STYLES[better])
 
 

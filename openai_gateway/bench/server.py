@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openai_gateway.bench.load import Address, Answer, Failed, complaint, read, send
-from openai_gateway.bench.prompts import Messages, Writer
+from openai_gateway.bench.prompts import QUESTION, Messages, Writer
 
 EXTRAS: dict[str, Any] = {"ignore_eos": True, "stream_options": {"include_usage": True}, "temperature": 0}
 """Fields that every request has, unless the server refuses them. Most servers ignore what they do not know."""
@@ -27,6 +27,8 @@ class Server:
     timeout: float = 600.0
     extras: dict[str, Any] = field(default_factory=lambda: dict(EXTRAS))
     tokens_per_word: float = 1.3
+    question_tokens: int | None = None
+    """How long a short question is with all that the model's template adds to it."""
     counts_tokens: bool = False
     """Whether its streams end with usage."""
 
@@ -47,14 +49,13 @@ async def meet(
 ) -> Server:
     """Find out about a server. Raises `Failed`, in a sentence that names it."""
     try:
-        if model is None or context is None:
-            found, length = await _listed(address, model, timeout)
-            model, context = model or found, context or length
-        server = Server(name, address, model, context, timeout)
-        server = await _without_what_it_refuses(server)
-        return await _measured(server)
+        wanted = model if model is not None else (await _listed(address, None, timeout))[0]
+        server = await _measured(await _without_what_it_refuses(Server(name, address, wanted, context, timeout)))
+        if context is None:  # only now: some servers know it once the model is loaded
+            server = replace(server, context=(await _listed(address, wanted, timeout))[1])
+        return server
     except Failed as failed:
-        raise Failed(f"{name} ({address.url}): {failed}") from None
+        raise Failed(f"{name} ({address.url}): {failed}", failed.status) from None
 
 
 async def _listed(address: Address, model: str | None, timeout: float) -> tuple[str, int | None]:
@@ -92,9 +93,9 @@ async def _without_what_it_refuses(server: Server) -> Server:
 async def _measured(server: Server) -> Server:
     """How many tokens a word of our prompts is, where the server counts them."""
     writer = Writer()
-    short, long = [read(await server.ask([{"role": "user", "content": writer.fresh(count)}], 1)) for count in (10, 210)]
+    short = read(await server.ask(writer.question(), 1))
+    long = read(await server.ask([{"role": "user", "content": writer.fresh(QUESTION + 200)}], 1))
     if short.prompt_tokens is None or long.prompt_tokens is None:
         return replace(server, counts_tokens=not short.counted_chunks)
-    return replace(
-        server, counts_tokens=True, tokens_per_word=max(0.1, (long.prompt_tokens - short.prompt_tokens) / 200)
-    )
+    per_word = max(0.1, (long.prompt_tokens - short.prompt_tokens) / 200)
+    return replace(server, counts_tokens=True, tokens_per_word=per_word, question_tokens=short.prompt_tokens)

@@ -23,7 +23,7 @@ PER_TOKEN = Metric("time per output token", "ms")
 ABOVE_IDLE = Metric("time to first token above idle", "ms")
 GAP = Metric("longest gap between chunks", "ms")
 TIMES = Metric("cold over this", "times", True)
-CACHED = Metric("cached tokens", "tokens", True)
+CACHED = Metric("read from cache", "tokens", True)
 PROMPT = Metric("prompt", "tokens", None)
 CLIENT = Metric("load generator's processor time", "% of a core", None)
 

@@ -9,7 +9,6 @@ handed to the device without waiting for either, so both are computed while the 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,14 +24,15 @@ from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.admission import Admission, Limits, youngest
 from openai_gateway.worker.batch import Cache, Decoding, Scored
 from openai_gateway.worker.detokenize import TokenTable
+from openai_gateway.worker.keeping import Keeping
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prefixes import Found, Prefixes
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.reading import Reading
 from openai_gateway.worker.rows import Row
 from openai_gateway.worker.scoring import Scoring
-from openai_gateway.worker.snapshots import Snapshot
 from openai_gateway.worker.speculation import Drafter, Speculation
+from openai_gateway.worker.spelling import answer_entry, echo
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ TRIMMABLE = (KVCache, QuantizedKVCache)
 """Caches whose last positions can be taken back."""
 LEAST = 32
 """Tokens of a long prompt that are read at each step, however many short ones there are."""
-WORTH_KEEPING = 32
-"""Tokens that are to be added to a kept prefix; fewer are read again as fast as they are kept."""
 
 
 class Float32:
@@ -104,7 +102,7 @@ class Engine:
         self._scoring: dict[int, tuple[Reading, Scoring]] = {}
         self._reading: list[Reading] = []
         self._batches: list[Decoding] = []
-        self._unkept: list[tuple[str, list[int], Cache, dict[int, Snapshot]]] = []
+        self._keeping = Keeping(prefixes)
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
         self._totals: Counter[str] = Counter()
@@ -140,7 +138,7 @@ class Engine:
         """Forget a request, wherever it is; what was read and generated is kept for who asks again."""
         for reading in self._reading:
             if reading.job.id == id:
-                self._keep_part(reading)
+                self._keeping.part(reading)
         for batch in self._batches:
             self._remove(batch, {row for row in batch.rows if row.job.id == id})
         self._drop(id)
@@ -178,21 +176,24 @@ class Engine:
             mx.clear_cache()
 
     def _give_up(self) -> Iterator[Out]:
-        rows = [row.job.id for batch in self._batches for row in batch.rows]
-        for id in dict.fromkeys([*rows, *(reading.job.id for reading in self._reading), *self._scoring]):
+        jobs = [row.job.id for batch in self._batches for row in batch.rows]
+        jobs += [reading.job.id for reading in self._reading]
+        self._batches, self._reading, scoring, self._scoring = [], [], self._scoring, {}
+        for id in dict.fromkeys([*jobs, *scoring]):
+            self._drop(id)  # other choices of it may still wait
             yield id, failed(TRY_AGAIN)
-        self._batches, self._reading, self._scoring = [], [], {}
         mx.clear_cache()
 
-    def _alone(self, job: Job, work: Iterator[Out], error: GatewayError) -> Iterator[Out]:
-        """Work that concerns one request only, and so fails no other."""
+    def _guarded(self, jobs: Iterable[Job], work: Iterator[Out], error: GatewayError) -> Iterator[Out]:
+        """Work that concerns these requests only, and so fails no other."""
         try:
             yield from work
+            return
         except GatewayError as refusal:
-            self._drop(job.id)
-            yield job.id, failed(refusal)
+            error = refusal
         except Exception:
-            logger.exception("request %d failed in its own part of a step", job.id)
+            logger.exception("requests %s failed in their own part of a step", [job.id for job in jobs])
+        for job in jobs:
             self._drop(job.id)
             yield job.id, failed(error)
 
@@ -200,7 +201,7 @@ class Engine:
 
     def _admit(self) -> Iterator[Out]:
         while reading := self._admission.next(self._reading, [r for r, _ in self._scoring.values()], self._batches):
-            yield from self._alone(reading.job, self._begin(reading), INTERNAL)
+            yield from self._guarded([reading.job], self._begin(reading), INTERNAL)
         for reading in self._admission.waiting:
             if not (reading.announced or reading.rows):
                 reading.announced = True
@@ -250,7 +251,7 @@ class Engine:
         for reading, scoring in list(self._scoring.values()):
             if room > 0:
                 before = len(scoring.logprobs)
-                yield from self._alone(reading.job, self._score_more(reading, scoring, room), TRY_AGAIN)
+                yield from self._guarded([reading.job], self._score_more(reading, scoring, room), TRY_AGAIN)
                 room -= len(scoring.logprobs) - before
 
     def _score_more(self, reading: Reading, scoring: Scoring, room: int) -> Iterator[Out]:
@@ -260,14 +261,9 @@ class Engine:
             yield job.id, Progress(len(scoring.logprobs), len(job.tokens))
         if done:
             del self._scoring[job.id]
-            yield job.id, self._echo(job, scoring)
+            yield job.id, echo(self._table, job, scoring)
             reading.cache, reading.done = scoring.cache, len(job.tokens) - 1
             yield from self._open(reading)
-
-    def _echo(self, job: Job, scoring: Scoring) -> Echo:
-        entries = [TokenLogprob(*self._spelled(job.tokens[0]), None)]
-        entries += [self._entry(token, scored) for token, scored in zip(job.tokens[1:], scoring.logprobs, strict=True)]
-        return Echo(job.echo or "", tuple(entries))
 
     # Reading
 
@@ -287,16 +283,15 @@ class Engine:
         yield from self._finish(finishing)
         if long:
             reading = min(long, key=lambda reading: reading.job.priority)
-            count = min(max(room, min(LEAST, self._limits.prefill_step)), reading.left - 1)
-            if count:
-                yield from self._alone(reading.job, self._read_part(reading, count), TRY_AGAIN)
+            room = max(room, min(LEAST, self._limits.prefill_step))
+            if reading.left > 1:
+                yield from self._guarded([reading.job], self._read_part(reading, reading.part(room)), TRY_AGAIN)
 
     def _read_part(self, reading: Reading, count: int) -> Iterator[Out]:
         prompts.read_part(self._model, reading, count)
         self._totals["read_tokens"] += count
         mx.clear_cache()
-        if snapshot := self._prefixes.snapshot(reading.cache):
-            reading.snapshots[reading.done] = snapshot
+        self._keeping.snapshot(reading)
         yield from self._progress(reading)
 
     def _progress(self, reading: Reading) -> Iterator[Out]:
@@ -306,20 +301,19 @@ class Engine:
     def _finish(self, finishing: list[Reading]) -> Iterator[Out]:
         alone = [reading for reading in finishing if len(reading.rows) > 1]
         for reading in alone:
-            yield from self._alone(reading.job, self._finish_one(reading), TRY_AGAIN)
+            yield from self._guarded([reading.job], self._finish_one(reading), TRY_AGAIN)
         together = [reading for reading in finishing if len(reading.rows) == 1]
         for group in prompts.groups(together, len(self._table)):
             if len(group) == 1:
-                yield from self._alone(group[0].job, self._finish_one(group[0]), TRY_AGAIN)
+                yield from self._guarded([group[0].job], self._finish_one(group[0]), TRY_AGAIN)
             else:
-                yield from self._finish_group(group)
+                jobs = [reading.job for reading in group]
+                yield from self._guarded(jobs, self._finish_group(group), TRY_AGAIN)
 
     def _finish_one(self, reading: Reading) -> Iterator[Out]:
         self._totals["read_tokens"] += reading.left
         logits = prompts.read_rest(self._model, reading, len(self._table))
-        self._keep_part(reading)
-        for row in reading.rows:
-            row.kept = reading.done
+        self._keeping.part(reading)
         self._reading.remove(reading)
         self._join(prompts.begin(self._model, reading, reading.cache, logits))
         yield from self._progress(reading)
@@ -330,11 +324,7 @@ class Engine:
         self._reading = [reading for reading in self._reading if reading not in group]
         newcomers = prompts.begin_together(self._model, group, cache, logits)
         for reading in group:
-            (row,) = reading.rows
-            row.kept = reading.cached
-            if reading.done - reading.cached >= WORTH_KEEPING:
-                row.kept = reading.done
-                self._keep(reading.job.owner, reading.tokens, newcomers.cache_of(row), reading.snapshots)
+            self._keeping.prompt(reading, newcomers)
         self._join(newcomers)
         for reading in group:
             yield from self._progress(reading)
@@ -352,13 +342,17 @@ class Engine:
         while sum(len(batch.rows) for batch in self._batches) > 1 and not self._fits():
             self._put_off(youngest(self._batches))
         for batch in list(self._batches):
-            ended: set[Row] = set()
-            for row, token, scored in self._guessed(batch) or batch.step():
-                if row in ended or row.job.id in self._dropped:  # guessed behind its end; another choice has failed
-                    continue
-                self._totals["generated_tokens"] += 1
-                yield from self._alone(row.job, self._advance(row, token, scored, ended), INTERNAL)
-            self._remove(batch, ended)
+            jobs = list({row.job.id: row.job for row in batch.rows}.values())
+            yield from self._guarded(jobs, self._decode_batch(batch), TRY_AGAIN)
+
+    def _decode_batch(self, batch: Decoding) -> Iterator[Out]:
+        ended: set[Row] = set()
+        for row, token, scored in self._guessed(batch) or batch.step():
+            if row in ended or row.job.id in self._dropped:  # guessed behind its end; another choice has failed
+                continue
+            self._totals["generated_tokens"] += 1
+            yield from self._guarded([row.job], self._advance(row, token, scored, ended), INTERNAL)
+        self._remove(batch, ended)
 
     def _fits(self) -> bool:
         return self._limits.size(self._batches, self._reading) <= self._limits.room
@@ -392,7 +386,7 @@ class Engine:
         return [(row, token, None) for token in tokens]
 
     def _advance(self, row: Row, token: int, scored: Scored | None, ended: set[Row]) -> Iterator[Out]:
-        entry = None if scored is None else self._entry(token, scored, row)
+        entry = scored and answer_entry(self._table, token, scored, row.job.sampling.logprobs or 0)
         rendered, finish = row.read(token, entry)
         if delta := row.delta(rendered, finish):
             yield row.job.id, delta
@@ -402,52 +396,13 @@ class Engine:
     def _remove(self, batch: Decoding, rows: set[Row]) -> None:
         """Take rows out of a batch, and keep what its caches know of them."""
         for row in rows & set(batch.rows):
-            if row.stored - row.kept >= WORTH_KEEPING:
-                cache, beyond = batch.cache_of(row), row.stored - len(row.tokens)
-                for layer in cache if beyond > 0 else ():  # of a guess that went on behind the end
-                    layer.trim(beyond)
-                self._keep(row.job.owner, row.tokens[: row.stored], cache, {})
+            self._keeping.row(row, batch)
         batch.remove(rows)
         self._batches = [batch for batch in self._batches if batch.rows]
 
-    # Prefixes
-
-    def _keep_part(self, reading: Reading) -> None:
-        """Keep what is read of a prompt. A copy costs nothing before one of the two is written to."""
-        if reading.done - reading.cached >= WORTH_KEEPING:
-            read = reading.tokens[: reading.done]
-            self._keep(reading.job.owner, read, copy.deepcopy(reading.cache), reading.snapshots)
-
-    def _keep(self, owner: str, tokens: list[int], cache: Cache, snapshots: dict[int, Snapshot]) -> None:
-        if self._prefixes.keeping:
-            self._unkept.append((owner, tokens, cache, snapshots))
-
     def settle(self) -> None:
-        """Puts into the prefix cache what the last step left for it. It is not in `step`: first tokens go out first."""
-        try:
-            for owner, tokens, cache, snapshots in self._unkept:
-                if snapshot := self._prefixes.snapshot(cache):
-                    snapshots = snapshots | {len(tokens): snapshot}
-                self._prefixes.keep(owner, tokens, cache, snapshots)
-        except Exception:
-            logger.exception("a prefix cannot be kept")
-        finally:
-            self._unkept.clear()
-
-    # Log-probabilities
-
-    def _entry(self, token: int, scored: Scored, row: Row | None = None) -> TokenLogprob:
-        own, top = scored
-        text, raw = self._spelled(token)
-        if row is not None:
-            top = top[: row.job.sampling.logprobs]
-            if self._table.is_special(token):
-                raw = b""  # it does not stand in the answer
-        return TokenLogprob(text, raw, own, tuple((*self._spelled(id), value) for id, value in top))
-
-    def _spelled(self, token: int) -> tuple[str, bytes]:
-        raw = self._table.bytes_of(token)
-        return raw.decode("utf-8", "replace"), raw
+        """To be called after each step, when its events are on their way: keeps the prefixes that it left."""
+        self._keeping.settle()
 
 
 def failed(error: GatewayError) -> Failed:

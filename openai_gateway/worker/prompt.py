@@ -51,6 +51,8 @@ class Job:
     """The prompt as text, where it is to be reported."""
     start_in: str | None = None
     """The channel that the prompt leaves open: text generated first belongs there."""
+    turns: tuple[int, ...] = ()
+    """Where in `tokens` the messages after the first one begin."""
     owner: str = ""
     priority: int = 0
 
@@ -82,7 +84,7 @@ class Prompts:
             raise InvalidRequest(f"Token id {outside[0]} is outside the vocabulary of {self.vocab_size}.", param=param)
         if isinstance(request, ChatRequest):
             tokens, start_in = self._chat(request)
-            job = Job(id, tokens, sampling, 0, chat=True, start_in=start_in)
+            job = Job(id, tokens, sampling, 0, chat=True, start_in=start_in, turns=self._turns(tokens))
         else:
             tokens = self._completion(request)
             echo = self._text(request.prompt) if request.echo else None
@@ -212,6 +214,11 @@ class Prompts:
         if prefix:
             tokens += self.tokenizer.encode(prefix, add_special_tokens=False, split_special_tokens=True)
         return tokens, start_in
+
+    def _turns(self, tokens: list[int]) -> tuple[int, ...]:
+        """Where the token stands with which messages begin: by all templates that have one, the first or second."""
+        opener = next((token for token in tokens[:2] if self.table.is_special(token) and tokens.count(token) > 1), None)
+        return tuple(place for place, token in enumerate(tokens) if token == opener and place > 1)
 
     def _leaves_thinking_open(self, tokens: list[int]) -> bool:
         end = self.tokenizer.decode(tokens[-16:]) if self.tokenizer.has_thinking else ""

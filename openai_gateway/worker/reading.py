@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,16 @@ class Reading:
     def left(self) -> int:
         """Tokens that are not read yet."""
         return len(self.tokens) - self.done
+
+    def part(self, room: int) -> int:
+        """How many tokens to read next: at most `room`, not the last one, and up to where a message begins if it can.
+
+        Prompts mostly diverge there, and can only be entered again where a part has ended if the model has windows.
+        """
+        end = self.done + min(room, self.left - 1)
+        place = bisect_right(self.job.turns, end)
+        turn = self.job.turns[place - 1] if place else 0
+        return (turn if turn >= self.done + room // 2 else end) - self.done
 
     @property
     def width(self) -> int:

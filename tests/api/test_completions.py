@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx2
@@ -11,6 +14,8 @@ import openai
 import pytest
 from openai import OpenAI
 
+from openai_gateway.api.completions import merged
+from openai_gateway.types import Delta, Event
 from tests.support import MODEL
 
 
@@ -189,3 +194,21 @@ def test_offsets_count_characters_also_where_several_tokens_make_one(http: httpx
     offsets = dict(zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True))
     assert choice["text"] == "a€b"
     assert offsets["b"] == 2
+
+
+@pytest.mark.anyio
+async def test_prompts_whose_reader_is_slow_wait_where_they_are_counted() -> None:
+    made = 0
+
+    async def endless() -> AsyncGenerator[Event]:
+        nonlocal made
+        while True:
+            made += 1
+            yield Delta(0, "x")
+            await asyncio.sleep(0)
+
+    async with aclosing(merged([endless(), endless()])) as events:
+        await anext(events)
+        for _ in range(100):
+            await asyncio.sleep(0)
+    assert made < 8

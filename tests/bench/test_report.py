@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 
 from openai_gateway.bench.report import as_json, figure, show
-from openai_gateway.bench.sheet import CLIENT, FIRST, THROUGHPUT, Sheet
+from openai_gateway.bench.sheet import CLIENT, FIRST, PROMPT, THROUGHPUT, Sheet
 
 
 def sheet() -> Sheet:
@@ -16,6 +16,7 @@ def sheet() -> Sheet:
         page.asked("1 stream", 4)
         page.add("1 stream", THROUGHPUT, rate, rate)
         page.add("1 stream", FIRST, first)
+        page.add("1 stream", PROMPT, 7.0)
     found.page("stream", "ours").add("1 stream", CLIENT, 3.0)
     found.page("stream", "theirs").fail("1 stream", "connection refused")
     found.page("turns", "ours").note("something to know")
@@ -37,6 +38,7 @@ def test_ratios_are_to_the_first_server_of_the_measure() -> None:
     assert last["ours", "95.0"] == "0.95"
     # The plain generator has no such time: the next one is what it is set beside.
     assert last["theirs", "30.0"] == "3.00"
+    assert last["theirs", "7.00"] == "-"
 
 
 def test_failures_and_notes_and_the_load_generators_share_are_told() -> None:

@@ -53,6 +53,18 @@ async def test_a_model_is_found_by_its_alias() -> None:
     assert (server.model, server.context) == ("big", 9000)
 
 
+async def test_a_context_that_is_known_once_the_model_is_loaded_is_found() -> None:
+    peer = Picky(models=[{"id": "lazy", "context_length": None}])
+
+    async def reply(head: str, body: Any, writer: asyncio.StreamWriter) -> None:
+        await peer(head, body, writer)
+        if body is not None:
+            peer.models = [{"id": "lazy", "context_length": 4096}]
+
+    async with serving(reply) as address:
+        assert (await meet("peer", address, timeout=10)).context == 4096
+
+
 async def test_a_context_that_was_said_goes_before_what_is_found() -> None:
     assert (await Picky().met(context=1500)).context == 1500
 

@@ -447,6 +447,15 @@ def test_a_cache_that_does_not_belong_to_the_tokens_is_refused() -> None:
     assert prefixes.nbytes == 0
 
 
+def test_a_snapshot_holds_no_more_than_the_window() -> None:
+    prefixes = Prefixes(windowed, capacity=PLENTY)
+    cache = fill(fill(windowed(), [1, 2, 3]), [4] * 50, [1, 2, 3])
+    assert cache[1].keys.shape[2] == 53
+    snapshot = prefixes.snapshot(cache)
+    assert snapshot is not None
+    assert snapshot.nbytes == 2 * 4 * 4 + 4
+
+
 def test_tokens_behind_the_last_snapshot_are_not_kept() -> None:
     prefixes = Prefixes(windowed, capacity=PLENTY)
     keep(prefixes, windowed, "me", [1, 2, 3, 4, 5, 6], 2, 4)

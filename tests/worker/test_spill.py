@@ -107,6 +107,17 @@ def test_the_least_recently_used_files_go_first_also_after_a_restart(tmp_path: P
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 200_000
 
 
+def test_the_least_recently_used_files_go_first_while_running(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, sliced, PLENTY, disk=200_000)
+    for first in (1, 2, 3):
+        tokens = [first] * 10
+        prefixes.keep("me", tokens, fill(sliced(), tokens, width=1000), {})
+        prefixes.shrink(0)
+        prefixes.find("me", [1, 1])
+        prefixes.shrink(0)
+    assert [prefixes.covered("me", [first] * 11) for first in (1, 2, 3)] == [10, 0, 10]
+
+
 def test_a_file_larger_than_the_folder_may_be_is_not_written(tmp_path: Path) -> None:
     prefixes = spilling(tmp_path, sliced, PLENTY, disk=10_000)
     prefixes.keep("me", [1] * 10, fill(sliced(), [1] * 10, width=1000), {})

@@ -1,0 +1,80 @@
+"""What an engine leaves for its prefix cache, put there when the tokens of the step are on their way."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+
+from openai_gateway.worker.batch import Cache, Decoding
+from openai_gateway.worker.prefixes import Prefixes
+from openai_gateway.worker.reading import Reading
+from openai_gateway.worker.rows import Row
+from openai_gateway.worker.snapshots import Snapshot
+
+logger = logging.getLogger(__name__)
+
+WORTH_KEEPING = 32
+"""Tokens that are to be added to a kept prefix; fewer are read again as fast as they are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Tokens of an owner, the caches of one row that hold them, and snapshots by length."""
+
+    owner: str
+    tokens: list[int]
+    cache: Cache
+    snapshots: dict[int, Snapshot]
+
+
+class Keeping:
+    """Collects during a step, and keeps after it: to copy keys and values takes time that a first token has not."""
+
+    def __init__(self, prefixes: Prefixes) -> None:
+        self._prefixes = prefixes
+        self._leaving: list[Leaving] = []
+
+    def part(self, reading: Reading) -> None:
+        """What is read of a prompt that is in a cache of its own."""
+        if self._is_worth(reading):
+            # A copy that costs nothing before one of the two is written to.
+            self._leave(reading, copy.deepcopy(reading.cache))
+
+    def prompt(self, reading: Reading, batch: Decoding) -> None:
+        """A prompt that was read together with others, and is in a batch with them now."""
+        if self._is_worth(reading):
+            self._leave(reading, batch.cache_of(reading.rows[0]))
+
+    def row(self, row: Row, batch: Decoding) -> None:
+        """All that the batch holds of a row; before it is taken out of there."""
+        if self._prefixes.keeping and row.stored - row.kept >= WORTH_KEEPING:
+            cache, beyond = batch.cache_of(row), row.stored - len(row.tokens)
+            for layer in cache if beyond > 0 else ():  # of a guess that went on behind the end
+                layer.trim(beyond)
+            self._leaving.append(Leaving(row.job.owner, row.tokens[: row.stored], cache, {}))
+
+    def snapshot(self, reading: Reading) -> None:
+        """Where this prompt can be entered again, for models that cannot be entered anywhere."""
+        if snapshot := self._prefixes.snapshot(reading.cache):
+            reading.snapshots[reading.done] = snapshot
+
+    def settle(self) -> None:
+        """Keep what was left. Never raises: what cannot be kept is read again."""
+        try:
+            for left in self._leaving:
+                snapshot = self._prefixes.snapshot(left.cache)
+                snapshots = left.snapshots | {len(left.tokens): snapshot} if snapshot else left.snapshots
+                self._prefixes.keep(left.owner, left.tokens, left.cache, snapshots)
+        except Exception:
+            logger.exception("a prefix cannot be kept")
+        finally:
+            self._leaving.clear()
+
+    def _is_worth(self, reading: Reading) -> bool:
+        return self._prefixes.keeping and reading.done - reading.cached >= WORTH_KEEPING
+
+    def _leave(self, reading: Reading, cache: Cache) -> None:
+        self._leaving.append(Leaving(reading.job.owner, reading.tokens[: reading.done], cache, dict(reading.snapshots)))
+        for row in reading.rows:
+            row.kept = reading.done
