@@ -171,6 +171,15 @@ async def divergence(desk: Desk) -> None:
     await desk.cold_and_warm(messages, lambda _: desk.writer.changed(messages), "changed in the middle")
 
 
+async def edit(desk: Desk) -> None:
+    """A message in the middle of a conversation is changed and asked again; what came behind it is dropped."""
+    messages = desk.writer.conversation(desk.plan.words(5000))
+    await desk.ask("whole conversation", messages)
+    edited = desk.writer.changed(messages)[: len(messages) // 2 + 1]
+    as_long = desk.writer.conversation(desk.plan.words(2500), turns=5)
+    await desk.cold_and_warm(as_long, lambda _: edited, "edited in the middle")
+
+
 async def repeat(desk: Desk) -> None:
     """A prompt, and the same again."""
     messages = desk.writer.conversation(desk.plan.words(5000))
@@ -225,6 +234,7 @@ SCENARIOS: dict[str, Callable[[Desk], Awaitable[None]]] = {
     "prefix": prefix,
     "arrival": arrival,
     "divergence": divergence,
+    "edit": edit,
     "repeat": repeat,
     "turns": turns,
     "stall": stall,

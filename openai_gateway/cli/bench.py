@@ -47,7 +47,7 @@ BatchOption = Annotated[
 BlasOption = Annotated[
     str | None, typer.Option("--blas", help="With --start: auto, none or a library, for all that is started alike.")
 ]
-SCENARIOS = "stream,prefix,arrival,divergence,repeat,turns,stall"
+SCENARIOS = "stream,prefix,arrival,divergence,edit,repeat,turns,stall"
 
 
 def bench(

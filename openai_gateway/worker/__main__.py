@@ -138,6 +138,8 @@ def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) 
             reported, stats = now, engine.stats
         sock.sendall(wire.encode(wire.Step(out, stats)))
         engine.settle()
+        while inbox.empty() and engine.idle():
+            pass
 
 
 def _take(engine: Engine, item: Job | Refused | wire.Cancel, gone: set[int]) -> list[Out]:

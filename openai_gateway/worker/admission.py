@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from openai_gateway.worker.batch import Decoding
@@ -73,26 +73,28 @@ class Admission:
     prefixes: Prefixes
     waiting: list[Reading] = field(default_factory=list)
 
-    def next(self, reading: list[Reading], scoring: list[Reading], batches: list[Decoding]) -> Reading | None:
-        """Takes out who is to begin now: of the lowest priority number, then of whose owner has least, then the first.
+    def admit(self, reading: list[Reading], scoring: list[Reading], batches: list[Decoding]) -> Iterator[Reading]:
+        """Takes out who is to begin now, of the lowest priority number, then of whose owner has least, then the first.
 
-        None: nobody waits, or there is no room for who it is. Others do not slip in meanwhile, or a request that
-        needs much room would wait for ever.
+        It ends with the first that there is no room for: others do not slip in meanwhile, or a request that needs
+        much room would wait for ever. Whoever is taken and to be read is to be in `reading` before the next.
         """
+        running = [*reading, *scoring]
         busy = Counter(row.job.owner for batch in batches for row in batch.rows)
-        for other in (*reading, *scoring):
+        for other in running:
             busy[other.job.owner] += other.width
-        ready = [waiter for waiter in self.waiting if not self._is_behind(waiter, reading)]
-        first = min(ready, key=lambda waiter: (waiter.job.priority, busy[waiter.job.owner]), default=None)
-        if first is None:
-            return None
-        rows = busy.total()
-        if rows and (
-            rows + first.width > self.limits.max_batch or not self.limits.fits(first, batches, [*reading, *scoring])
-        ):
-            return None
-        self.waiting.remove(first)
-        return first
+        ready = list(self.waiting)
+        while ready and (rows := busy.total()) < max(1, self.limits.max_batch):
+            first = min(ready, key=lambda waiter: (waiter.job.priority, busy[waiter.job.owner]))
+            ready.remove(first)
+            if self._is_behind(first, reading):
+                continue
+            if (rows and rows + first.width > self.limits.max_batch) or not self.limits.fits(first, batches, running):
+                return
+            self.waiting.remove(first)
+            running.append(first)
+            busy[first.job.owner] += first.width
+            yield first
 
     def _is_behind(self, waiter: Reading, reading: list[Reading]) -> bool:
         """Whether another prompt that is being read begins alike, so that waiting for it is faster than reading."""
@@ -104,6 +106,8 @@ class Admission:
 
     def _spares(self, other: Reading, waiter: Reading) -> bool:
         if not self.prefixes.shares(other.job.owner, waiter.job.owner):
+            return False
+        if other.tokens[:WORTH_WAITING] != waiter.tokens[:WORTH_WAITING]:
             return False
         alike = common_length(other.tokens, waiter.tokens)
         return alike - self.prefixes.covered(waiter.job.owner, waiter.tokens) >= WORTH_WAITING

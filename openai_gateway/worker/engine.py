@@ -200,7 +200,8 @@ class Engine:
     # Admission
 
     def _admit(self) -> Iterator[Out]:
-        while reading := self._admission.next(self._reading, [r for r, _ in self._scoring.values()], self._batches):
+        scoring = [reading for reading, _ in self._scoring.values()]
+        for reading in self._admission.admit(self._reading, scoring, self._batches):
             yield from self._guarded([reading.job], self._begin(reading), INTERNAL)
         for reading in self._admission.waiting:
             if not (reading.announced or reading.rows):
@@ -403,6 +404,10 @@ class Engine:
     def settle(self) -> None:
         """To be called after each step, when its events are on their way: keeps the prefixes that it left."""
         self._keeping.settle()
+
+    def idle(self) -> bool:
+        """Something useful to do while nothing is asked; whether there is more of it."""
+        return not self.busy and self._keeping.idle()
 
 
 def failed(error: GatewayError) -> Failed:

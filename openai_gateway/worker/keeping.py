@@ -63,13 +63,22 @@ class Keeping:
         """Keep what was left. Never raises: what cannot be kept is read again."""
         try:
             for left in self._leaving:
-                snapshot = self._prefixes.snapshot(left.cache)
-                snapshots = left.snapshots | {len(left.tokens): snapshot} if snapshot else left.snapshots
-                self._prefixes.keep(left.owner, left.tokens, left.cache, snapshots)
+                self._prefixes.keep(left.owner, left.tokens, left.cache, left.snapshots | self._last(left))
         except Exception:
             logger.exception("a prefix cannot be kept")
         finally:
             self._leaving.clear()
+
+    def _last(self, left: Leaving) -> dict[int, Snapshot]:
+        """A snapshot before the last token if that can be had: who asks the same again has to read that one."""
+        for back in (1, 0):
+            if len(left.tokens) > back and (snapshot := self._prefixes.snapshot(left.cache, back)):
+                return {len(left.tokens) - back: snapshot}
+        return {}
+
+    def idle(self) -> bool:
+        """Write one kept run to disk, where that is wanted; whether there was one to write."""
+        return self._prefixes.flush(1)
 
     def _is_worth(self, reading: Reading) -> bool:
         return self._prefixes.keeping and reading.done - reading.cached >= WORTH_KEEPING

@@ -101,9 +101,12 @@ class Prefixes:
         path, common = match(partition.root, tokens)
         return self._usable(path, min(common, len(tokens) - 1))
 
-    def snapshot(self, cache: list[Any]) -> Snapshot | None:
-        """The layers of `cache` (one row) that cannot be cut, as they are now; None if none are needed."""
-        return self._layout.snapshot(cache) if self._capacity > 0 else None
+    def snapshot(self, cache: list[Any], back: int = 0) -> Snapshot | None:
+        """The layers of `cache` (one row) that cannot be cut, as they were `back` tokens ago.
+
+        None if none are needed, or that cannot be told any more.
+        """
+        return self._layout.snapshot(cache, back) if self._capacity > 0 else None
 
     def keep(self, owner: str, tokens: Sequence[int], cache: list[Any], snapshots: Mapping[int, Snapshot]) -> None:
         """Keep what `cache` (one row) holds of `tokens`, all of which it has read; `snapshots` by their lengths.

@@ -50,7 +50,7 @@ class Reading:
         end = self.done + min(room, self.left - 1)
         place = bisect_right(self.job.turns, end)
         turn = self.job.turns[place - 1] if place else 0
-        return (turn if turn >= self.done + room // 2 else end) - self.done
+        return (turn if turn >= self.done + max(1, room // 2) else end) - self.done
 
     @property
     def width(self) -> int:

@@ -61,14 +61,20 @@ class Layout:
         """Copies of the tokens from `start` to `end`, evaluated: nothing of `cache` is kept alive."""
         return _copies((_arrays(layer) for layer in self._of(SLICED, cache)), start, end)
 
-    def snapshot(self, cache: list[Any]) -> Snapshot | None:
-        """A copy of the layers that cannot be cut, evaluated; None if there are none."""
+    def snapshot(self, cache: list[Any], back: int = 0) -> Snapshot | None:
+        """A copy, evaluated, of the layers that cannot be cut; as they were `back` tokens ago.
+
+        None if there are none, or if one of them does not go back: a window does for the tokens that it read together.
+        """
         if not self.whole:
             return None
         layers = list(self._of(WHOLE, cache))
-        copies = tuple(tuple(None if x is None else mx.contiguous(x) for x in _state(layer)) for layer in layers)
+        if any(back > _reach_back(layer) for layer in layers):
+            return None
+        copies = tuple(tuple(None if x is None else mx.contiguous(x) for x in _state(layer, back)) for layer in layers)
         mx.eval(copies)
-        return Snapshot(copies, next((layer.offset for layer in layers if isinstance(layer, RotatingKVCache)), None))
+        lengths = (layer.offset - back for layer in layers if isinstance(layer, RotatingKVCache))
+        return Snapshot(copies, next(lengths, None))
 
     def compose(self, pieces: Sequence[Slices], length: int, snapshot: Snapshot | None) -> list[Any]:
         """A fresh cache of `length` tokens: the pieces one after the other, the last cut off where it is too long.
@@ -163,14 +169,24 @@ def _copies(layers: Iterable[Arrays], start: int, end: int | None) -> Slices:
     return copies
 
 
-def _state(layer: Any) -> Sequence[mx.array | None]:
+def _reach_back(layer: Any) -> int:
+    """How many tokens back its state is known: a recurrent layer's not at all."""
+    if type(layer) is ArraysCache or layer.keys is None:
+        return 0
+    # Reading several tokens at once leaves those before the window that the first of them looked at.
+    held = int(layer._temporal_order(layer.keys).shape[2])
+    return held if held == layer.offset else max(0, held - int(layer.max_size))
+
+
+def _state(layer: Any, back: int) -> Sequence[mx.array | None]:
     if type(layer) is ArraysCache:
         return layer.cache
     if layer.keys is None:
         return None, None
     # Reading in chunks leaves more than the window, decoding leaves it turned round in its buffer.
     ordered = (layer._temporal_order(layer.keys), layer._temporal_order(layer.values))
-    return [x[..., -layer.max_size :, :] for x in ordered]
+    end = ordered[0].shape[2] - back
+    return [x[..., max(0, end - layer.max_size) : end, :] for x in ordered]
 
 
 def _restore(layer: Any, arrays: tuple[mx.array | None, ...], length: int) -> None:

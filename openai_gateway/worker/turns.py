@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from openai_gateway.types import Message
+
+VOLATILE = re.compile(r"\Ax-anthropic-[a-z-]+:[^\n]*\n*")
+"""Claude Code's first line of the system prompt. It is for billing, and changes with every request: a model has no use
+for it, and nothing behind it would ever be found in the prefix cache."""
 
 
 def turns(messages: tuple[Message, ...], hint: str | None) -> Iterator[dict[str, Any]]:
@@ -14,7 +19,8 @@ def turns(messages: tuple[Message, ...], hint: str | None) -> Iterator[dict[str,
 
     Templates read only the first system message (gpt-oss) or refuse later ones (Qwen), so those are joined.
     """
-    rules = [m.content for m in messages if m.role in ("system", "developer") and m.content]
+    rules = [VOLATILE.sub("", m.content) for m in messages if m.role in ("system", "developer") and m.content]
+    rules = [rule for rule in rules if rule]
     if hint is not None:
         rules.append(hint)
     if rules:

@@ -51,7 +51,13 @@ async def test_arrivals_are_measured_idle_and_beside_a_long_answer(gateway: Serv
 
 
 @pytest.mark.parametrize(
-    ("scenario", "case"), [("divergence", "changed in the middle"), ("repeat", "again"), ("turns", "next turn")]
+    ("scenario", "case"),
+    [
+        ("divergence", "changed in the middle"),
+        ("edit", "edited in the middle"),
+        ("repeat", "again"),
+        ("turns", "next turn"),
+    ],
 )
 async def test_conversations_are_asked_for_cold_and_then_warm(gateway: Server, scenario: str, case: str) -> None:
     found = await measured(gateway, scenario)

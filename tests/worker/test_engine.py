@@ -4,7 +4,6 @@ import gc
 import itertools
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,185 +11,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import make_prompt_cache
 
-from openai_gateway.types import Delta, Echo, Event, Failed, ModelSpec, Progress, Sampling, Started
-from openai_gateway.worker.admission import Limits
-from openai_gateway.worker.channels import PlainChannels
-from openai_gateway.worker.engine import Engine
+from openai_gateway.types import Delta, Echo, Failed, ModelSpec, Progress, Started
 from openai_gateway.worker.load import Loaded, load
-from openai_gateway.worker.parse import TextPath
-from openai_gateway.worker.prefixes import Prefixes
-from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.sampling import Penalties
-from openai_gateway.worker.speculation import Drafter
 from tests.worker import tiny
-
-SHAPES = {"llama": tiny.LLAMA, "qwen3": tiny.QWEN3, "moe": tiny.QWEN3_MOE, "gpt_oss": tiny.GPT_OSS}
-DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
-    folder = tmp_path_factory.mktemp("models")
-    loaded = {
-        name: load(ModelSpec(id=name, path=str(tiny.save(folder / name, config)))) for name, config in SHAPES.items()
-    }
-    return loaded | {"demo": load(ModelSpec(id="demo", path=str(DEMO)))}
-
-
-@pytest.fixture
-def llama(shapes: dict[str, Loaded]) -> Loaded:
-    return shapes["llama"]
-
-
-class Calls:
-    """A model that remembers how many tokens [rows, columns] it was given, and fails when it is told to."""
-
-    def __init__(self, model: Any) -> None:
-        self.shapes: list[tuple[int, int]] = []
-        self.failures = 0
-        self._model = model
-
-    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
-        self.shapes.append((tokens.shape[0], tokens.shape[1]))
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("out of memory")
-        logits: mx.array = self._model(tokens, cache=cache)
-        return logits
-
-    def make_cache(self) -> Any:
-        return make_prompt_cache(self._model)
-
-
-class Recorded(TextPath[Any]):
-    """A text path that remembers its tokens."""
-
-    tokens: list[int]
-
-    def push(self, token: int, entry: Any = None) -> Any:
-        self.tokens.append(token)
-        return super().push(token, entry)
-
-
-class Session:
-    """An engine with what came out of it."""
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        *,
-        max_batch: int = 16,
-        prefill_step: int = 64,
-        prefix_bytes: int = 0,
-        shared: bool = False,
-        batched: bool = True,
-        room: int = 1 << 62,
-        drafter: Callable[[], Drafter] | None = None,
-    ) -> None:
-        self.model = Calls(loaded.model)
-        self.events: dict[int, list[Event]] = defaultdict(list)
-        self.paths: dict[int, list[Recorded]] = defaultdict(list)
-        self.steps = 0
-        self._table = loaded.prompts.table
-        self.engine = Engine(
-            self.model,
-            self._table,
-            loaded.prompts.tokenizer.eos_token_ids,
-            self._open_text,
-            prefixes=Prefixes(loaded.make_cache, capacity=prefix_bytes, shared=shared),
-            limits=Limits(max_batch, prefill_step, room, loaded.footprint),
-            batched=batched,
-            make_cache=loaded.make_cache,
-            drafter=drafter,
-        )
-
-    def _open_text(self, job: Job) -> TextPath[Any]:
-        path = Recorded(
-            PlainChannels(self._table.stream(trim_leading_space=False)), job.sampling.stop, table=self._table
-        )
-        path.tokens = []
-        self.paths[job.id].append(path)
-        return path
-
-    def submit(
-        self, id: int, tokens: list[int], max_tokens: int = 8, *, echo: str | None = None, **sampling: Any
-    ) -> None:
-        settings = {"temperature": 0.0, "ignore_eos": True} | sampling
-        job = Job(id, tokens, Sampling(**settings), max_tokens, chat=False, echo=echo)
-        self.engine.submit(job)
-
-    def step(self) -> None:
-        self.steps += 1
-        assert self.steps < 5000
-        self._take(self.engine.step())
-        self.engine.settle()
-
-    def run(self) -> None:
-        while self.engine.busy:
-            self.step()
-
-    def _take(self, out: list[tuple[int, Event]]) -> None:
-        for id, event in out:
-            self.events[id].append(event)
-
-    def deltas(self, id: int, index: int = 0) -> list[Delta]:
-        return [e for e in self.events[id] if isinstance(e, Delta) and e.index == index]
-
-    def text(self, id: int, index: int = 0) -> str:
-        return "".join(delta.content for delta in self.deltas(id, index))
-
-    def finish(self, id: int, index: int = 0) -> str | None:
-        return self.deltas(id, index)[-1].finish
-
-    def generated(self, id: int, index: int = 0) -> list[int]:
-        return self.paths[id][index].tokens
-
-    @property
-    def rows(self) -> int:
-        """Rows of the requests that the engine works on."""
-        engine = self.engine
-        return sum(len(batch.rows) for batch in engine._batches) + sum(len(reading.rows) for reading in engine._reading)
-
-    @property
-    def ids(self) -> set[int]:
-        """The requests that it works on."""
-        rows = [row for batch in self.engine._batches for row in batch.rows]
-        return {row.job.id for row in rows} | {reading.job.id for reading in self.engine._reading}
-
-
-def alone(
-    loaded: Loaded, tokens: list[int], max_tokens: int = 8, *, prefill_step: int = 64, **sampling: Any
-) -> list[int]:
-    """The tokens that a row gets which has the engine for itself."""
-    session = Session(loaded, prefill_step=prefill_step)
-    session.submit(0, tokens, max_tokens, **sampling)
-    session.run()
-    return session.generated(0)
-
-
-def log_softmax(loaded: Loaded, tokens: list[int]) -> Any:
-    """Log-probabilities after each token, computed in one call without any cache: [T, V]."""
-    logits = np.array(loaded.model(mx.array([tokens]))[0].astype(mx.float32)).astype(np.float64)
-    return (
-        logits
-        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
-        - logits.max(-1, keepdims=True)
-    )
-
-
-def greedy(loaded: Loaded, tokens: list[int], count: int) -> list[int]:
-    """The likeliest tokens, each from the whole text before it: what a model says without engine, batch or cache."""
-    text = list(tokens)
-    for _ in range(count):
-        text.append(int(log_softmax(loaded, text)[-1].argmax()))
-    return text[len(tokens) :]
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(1000 * length + seed).choices(range(256), k=length)
-
+from tests.worker.session import SHAPES, Recorded, Session, alone, greedy, log_softmax, prompt
 
 # One batch for all
 

@@ -67,3 +67,12 @@ def test_a_system_message_can_go_to_the_head_of_the_first_user_turn() -> None:
     assert without_system([system, user, answer]) == [{"role": "user", "content": "Be kind.\n\nHello"}, answer]
     assert without_system([user]) is None
     assert without_system([system, answer]) is None
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\nYou write code."])
+def test_the_billing_line_of_an_agent_does_not_reach_the_model(end: str) -> None:
+    line = "x-anthropic-billing-header: cc_version=2.1.177.01c; cc_entrypoint=cli; cch=36ee5;"
+    system, user = (Message(role=role, content=line + end) for role in ("system", "user"))
+    rules = [turn["content"] for turn in turns((system, user), None) if turn["role"] == "system"]
+    assert rules == ([end.strip()] if end.strip() else [])
+    assert [turn["content"] for turn in turns((system, user), None) if turn["role"] == "user"] == [line + end]

@@ -1,0 +1,244 @@
+"""What the engine keeps of prompts and answers, and what that spares those who come after."""
+
+from __future__ import annotations
+
+import gc
+
+import mlx.core as mx
+import pytest
+
+from openai_gateway.types import Started
+from openai_gateway.worker.load import Loaded
+from tests.worker.session import MEGABYTES, SHAPES, Session, greedy, prompt
+
+RESUMABLE = {"gpt_oss": 1, "demo": 1, "recurrent": 0}
+"""Models that can only go on from a snapshot, and how far before the end of a prompt the last one is. There is one after
+each part of it, and one at the end of the answer."""
+TRIMMABLE = sorted(SHAPES.keys() - RESUMABLE.keys())
+
+
+def keeping(loaded: Loaded, *, prefill_step: int = 64, shared: bool = False, nbytes: int = MEGABYTES) -> Session:
+    return Session(loaded, prefill_step=prefill_step, prefix_bytes=nbytes, shared=shared)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_the_next_turn_reads_only_what_is_new(shapes: dict[str, Loaded], shape: str) -> None:
+    loaded = shapes[shape]
+    session = keeping(loaded)
+    text = prompt(100)
+    text += session.ask(text, 40)
+    session.read()
+    text += prompt(20, 1)
+    expected = greedy(loaded, text, 6)
+    assert session.ask(text, 6) == expected
+    # The last token of the first answer was reported and never read; five of six are read to generate the next.
+    assert session.read() == 21 + 5
+    assert session.started(1)[-1].cached_tokens == 139
+    text += expected
+    text += prompt(50, 2)
+    assert session.ask(text, 6) == greedy(loaded, text, 6)
+    assert session.started(2)[-1].cached_tokens >= 139 + 20
+
+
+@pytest.mark.parametrize("shape", [*TRIMMABLE, "gpt_oss", "demo"])
+def test_a_prompt_sent_again_reads_its_last_token_only(shapes: dict[str, Loaded], shape: str) -> None:
+    session = keeping(shapes[shape])
+    first = session.ask(prompt(100), 1)
+    session.read()
+    assert session.ask(prompt(100), 1) == first
+    assert session.read() == 1
+    assert session.started(1)[-1].cached_tokens == 99
+
+
+def test_a_recurrent_model_goes_on_from_before_the_last_part_of_a_prompt_sent_again(shapes: dict[str, Loaded]) -> None:
+    session = keeping(shapes["recurrent"], prefill_step=32)
+    first = session.ask(prompt(100), 1)
+    session.read()
+    assert session.ask(prompt(100), 1) == first
+    assert session.read() == 4
+    assert session.started(1)[-1] == Started(100, 96, 100)
+
+
+@pytest.mark.parametrize("diverged", [1, 15, 16, 17, 31, 32, 33, 50, 63, 64, 65, 95, 96, 97, 99, 100, 110, 139, 140])
+@pytest.mark.parametrize("shape", ["llama", "gpt_oss", "recurrent"])
+def test_a_prompt_that_leaves_a_kept_one_anywhere_is_answered_as_by_a_cold_engine(
+    shapes: dict[str, Loaded], shape: str, diverged: int
+) -> None:
+    loaded = shapes[shape]
+    session = keeping(loaded, prefill_step=32)
+    text = prompt(100)
+    text += session.ask(text, 40)
+    other = [*text[:diverged], *prompt(20, 7)]
+    assert other[diverged : diverged + 1] != text[diverged : diverged + 1]
+    expected = greedy(loaded, other, 20)
+    assert session.ask(other, 20) == expected
+    started = session.started(1)[-1]
+    common = min(diverged, 139)  # the last token of the answer was not read
+    resumable = range(140) if shape in TRIMMABLE else (0, 32, 64, 96, 100 - RESUMABLE[shape], 139)
+    newest = max(n for n in resumable if n <= common)
+    assert (started.diverged_at, started.cached_tokens) == (common, newest)
+    # What the first conversation left has not suffered.
+    text += prompt(5, 9)
+    assert session.ask(text, 10) == greedy(loaded, text, 10)
+
+
+def test_on_the_embedded_model_a_diverging_conversation_reads_a_part(shapes: dict[str, Loaded]) -> None:
+    loaded = shapes["demo"]
+    session = keeping(loaded, prefill_step=128)
+    text = prompt(500)
+    session.ask(text, 20)
+    for diverged in (150, 300, 499):
+        session.read()
+        other = [*text[:diverged], *prompt(30, diverged)]
+        assert session.ask(other, 4) == greedy(loaded, other, 4)
+        assert session.read() <= 128 + 30 + 8
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_a_cancelled_prefill_is_kept_and_the_retry_goes_on_where_it_stopped(
+    shapes: dict[str, Loaded], shape: str
+) -> None:
+    session = keeping(shapes[shape], prefill_step=32)
+    text = prompt(200)
+    session.submit(0, text, 5)
+    session.until(lambda: session.stopped_at >= 128)
+    stopped = session.stopped_at
+    session.engine.cancel(0)
+    session.engine.settle()
+    session.read()
+    expected = greedy(shapes[shape], text, 5)
+    assert session.ask(text, 5) == expected
+    assert session.started(1)[-1] == Started(200, stopped, stopped)
+    assert session.read() == 200 - stopped + 4
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_a_cancelled_answer_is_kept(shapes: dict[str, Loaded], shape: str, beside: bool, n: int) -> None:
+    loaded = shapes[shape]
+    session = keeping(loaded)
+    if beside:
+        session.submit(9, prompt(70, 3), 200)
+    session.submit(0, prompt(50), 1000, n=n)
+    session.until(lambda: len(session.generated(0)) >= 60 if session.paths[0] else False)
+    said = list(session.generated(0))
+    session.engine.cancel(0)
+    session.engine.settle()
+    text = [*prompt(50), *said, *prompt(3, 1)]
+    session.submit(1, text, 5)
+    session.until(lambda: session.finish(1))
+    assert session.generated(1) == greedy(loaded, text, 5)
+    assert session.started(1)[-1].cached_tokens >= len(text) - 3 - RESUMABLE.get(shape, 0)
+    session.engine.cancel(9)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_prompts_read_together_are_kept_one_by_one(shapes: dict[str, Loaded], shape: str) -> None:
+    session = keeping(shapes[shape], prefill_step=256)
+    prompts = [prompt(length) for length in (40, 50, 60)]
+    for id, text in enumerate(prompts):
+        session.submit(id, text, 3)
+    session.run()
+    assert max(rows for rows, columns in session.model.shapes if columns > 1) == 3
+    for text in prompts:
+        longer = [*text, *prompt(7, 1)]
+        assert session.ask(longer, 4) == greedy(shapes[shape], longer, 4)
+        assert session.started(max(session.events))[-1].cached_tokens >= len(text) - 1
+
+
+def test_an_owner_does_not_find_what_another_one_asked(llama: Loaded) -> None:
+    session = keeping(llama)
+    session.ask(prompt(100), 4, owner="one")
+    session.ask(prompt(100), 4, owner="other")
+    assert session.started(1)[-1] == Started(100, 0, None)
+    session.ask(prompt(100), 4, owner="one")
+    assert session.started(2)[-1] == Started(100, 99, 100)
+
+
+def test_shared_prefixes_are_found_by_all(llama: Loaded) -> None:
+    session = keeping(llama, shared=True)
+    session.ask(prompt(100), 4, owner="one")
+    session.ask(prompt(100), 4, owner="other")
+    assert session.started(1)[-1] == Started(100, 99, 100)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_eight_prompts_alike_submitted_at_once_are_read_once(shapes: dict[str, Loaded], shape: str) -> None:
+    session = keeping(shapes[shape])
+    expected = greedy(shapes[shape], prompt(300), 4)
+    for id in range(8):
+        session.submit(id, prompt(300), 4)
+    session.run()
+    assert [session.generated(id) for id in range(8)] == [expected] * 8
+    again = 300 - 256 if shape == "recurrent" else 1
+    assert session.engine.stats.read_tokens == 300 + 7 * again
+    assert session.engine.stats.cached_tokens == 7 * (300 - again)
+
+
+def test_prompts_alike_of_two_owners_do_not_wait_for_each_other(llama: Loaded) -> None:
+    session = keeping(llama)
+    session.submit(0, prompt(300), 4, owner="one")
+    session.submit(1, prompt(300), 4, owner="other")
+    session.step()
+    assert session.ids == {0, 1}
+    session.run()
+    assert session.engine.stats.read_tokens == 600
+
+
+def test_who_waits_behind_a_prompt_that_is_cancelled_goes_on_from_where_that_one_was(llama: Loaded) -> None:
+    session = keeping(llama, prefill_step=32)
+    session.submit(0, prompt(300), 4)
+    session.submit(1, prompt(300), 4)
+    session.until(lambda: session.stopped_at >= 160)
+    stopped = session.stopped_at
+    assert session.ids == {0}
+    session.engine.cancel(0)
+    session.engine.settle()
+    session.run()
+    assert session.generated(1) == greedy(llama, prompt(300), 4)
+    assert session.started(1)[-1] == Started(300, stopped, stopped)
+
+
+def test_who_waits_behind_a_prompt_that_fails_reads_it_alone(llama: Loaded) -> None:
+    session = keeping(llama, prefill_step=32)
+    session.submit(0, prompt(300), 4)
+    session.submit(1, prompt(300), 4)
+    session.step()
+    session.model.failures = 1
+    session.run()
+    assert session.errors(0) == ["Unavailable"]
+    assert session.generated(1) == greedy(llama, prompt(300), 4)
+
+
+def test_without_bytes_nothing_is_kept_and_nobody_waits_behind_anybody(llama: Loaded) -> None:
+    session = keeping(llama, nbytes=0)
+    for id in range(3):
+        session.submit(id, prompt(300), 4)
+    session.step()
+    assert session.ids == {0, 1, 2}
+    session.run()
+    assert session.engine.stats.read_tokens == 900
+    assert session.engine.stats.prefix_bytes == 0
+    assert all(started == Started(300) for id in range(3) for started in session.started(id))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_when_all_is_done_only_prefixes_hold_memory_and_they_give_it_back(
+    shapes: dict[str, Loaded], shape: str
+) -> None:
+    session = keeping(shapes[shape])
+    session.ask(prompt(20), 4)
+    session.engine._prefixes.shrink(0)
+    gc.collect()
+    before = mx.get_active_memory()
+    for id in range(1, 12):
+        session.submit(id, prompt(10 * id), 20, n=1 + id % 2, temperature=1.0)
+        session.step()
+    session.engine.cancel(3)
+    session.run()
+    assert session.engine.stats.prefix_bytes > 0
+    session.engine._prefixes.shrink(0)
+    gc.collect()
+    assert session.engine.stats.prefix_bytes == session.engine.stats.kv_bytes == 0
+    assert mx.get_active_memory() - before < 40_000
