@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     heartbeat_timeout: Seconds = Field(30, description="Seconds of silence before a busy worker is ended.")
     max_batch: Count = Field(64, description="Rows that a worker decodes together.")
     max_queue: Count = Field(256, description="Requests that may wait for a model; further ones get 429.")
-    prefill_step: Count = Field(512, description="Prompt tokens read between two decode steps.")
+    prefill_step: Count = Field(512, description="Most prompt tokens read between two decode steps.")
     memory: Memory = Field(
         "auto", description="Bytes (or `12GB`) that a model may use; auto is 3/4 of this machine's, for all models."
     )
@@ -136,6 +136,7 @@ class Settings(BaseSettings):
     blas: Annotated[str, AfterValidator(_blas)] = Field(
         "auto", description="Linux, CPU only: the BLAS library that workers compute with; auto finds a fast one."
     )
+    max_stall: Seconds = Field(0.2, description="Seconds, about, that reading prompts may hold up running answers.")
     wired_limit: bool = Field(
         False, description="macOS: let mlx-lm raise Metal's wired memory limit; off, for it has caused kernel panics."
     )
@@ -156,7 +157,8 @@ class Settings(BaseSettings):
         False, description="Let kept prompts serve every key; off, for timing would tell one key what another asked."
     )
     prefix_disk: Disk = Field(
-        0, description="Bytes (or `20GB`) of kept prompts that go on to disk when memory is full; they survive a restart."
+        0,
+        description="Bytes (or `20GB`) of kept prompts that go on to disk when memory is full; they survive a restart.",
     )
     prefix_folder: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         Path("~/.cache/openai_gateway/prefixes"),

@@ -155,6 +155,7 @@ class Worker:
         engine = wire.Engine(
             max_batch=settings.max_batch,
             prefill_step=settings.prefill_step,
+            max_stall=settings.max_stall,
             heartbeat=min(1.0, settings.heartbeat_timeout / 4),
             wired_limit=settings.wired_limit,
             memory=settings.memory,

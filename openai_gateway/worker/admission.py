@@ -23,10 +23,15 @@ WASTE = 8
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large an engine may get. `room` is bytes for the keys and values of what runs."""
+    """How large an engine may get. `room` is bytes for the keys and values of what runs.
+
+    At most `prefill_step` prompt tokens are read between two decode passes, and fewer where they would take longer than
+    about `max_stall` seconds.
+    """
 
     max_batch: int = 64
     prefill_step: int = 512
+    max_stall: float = 0.2
     room: int = 1 << 62
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
 
@@ -83,11 +88,12 @@ class Admission:
         busy = Counter(row.job.owner for batch in batches for row in batch.rows)
         for other in running:
             busy[other.job.owner] += other.width
-        ready = list(self.waiting)
+        ready = [waiter for waiter in self.waiting if waiter.behind not in reading]
         while ready and (rows := busy.total()) < max(1, self.limits.max_batch):
             first = min(ready, key=lambda waiter: (waiter.job.priority, busy[waiter.job.owner]))
             ready.remove(first)
-            if self._is_behind(first, reading):
+            # What failed a moment ago has taken the other choices of its request out of the queue with it.
+            if first not in self.waiting or self._is_behind(first, reading):
                 continue
             if (rows and rows + first.width > self.limits.max_batch) or not self.limits.fits(first, batches, running):
                 return

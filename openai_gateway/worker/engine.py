@@ -10,6 +10,8 @@ handed to the device without waiting for either, so both are computed while the 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -105,6 +107,8 @@ class Engine:
         self._keeping = Keeping(prefixes)
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
+        self._pace = math.inf
+        """Prompt tokens read in a second, with a decode pass between, when that was done last."""
         self._totals: Counter[str] = Counter()
 
     @property
@@ -169,8 +173,11 @@ class Engine:
         self._dropped.clear()
         out += self._admit()
         out += self._score()
+        began, read = time.monotonic(), self._totals["read_tokens"]
         out += self._read()
         out += self._decode()
+        if (read := self._totals["read_tokens"] - read) >= LEAST and self._batches:
+            self._pace = read / (time.monotonic() - began)
         self._totals["steps"] += 1
         if not self.busy:
             mx.clear_cache()
@@ -271,9 +278,9 @@ class Engine:
     def _read(self) -> Iterator[Out]:
         """Prompts that can be finished now, the shortest first, and a part of one that cannot.
 
-        All of it is at most `prefill_step` tokens, but at least some of the long one.
+        All of it is about as much as running answers may be held up for, but at least some of the long one.
         """
-        room = self._limits.prefill_step
+        room = self._room()
         finishing: list[Reading] = []
         for reading in sorted(self._reading, key=lambda reading: reading.left):
             longest = max(reading.left, *(other.left for other in finishing), 0)
@@ -287,6 +294,12 @@ class Engine:
             room = max(room, min(LEAST, self._limits.prefill_step))
             if reading.left > 1:
                 yield from self._guarded([reading.job], self._read_part(reading, reading.part(room)), TRY_AGAIN)
+
+    def _room(self) -> int:
+        """Prompt tokens to read in this step. Attention makes those of long prompts ever slower."""
+        if not self._batches:
+            return self._limits.prefill_step
+        return int(min(self._limits.prefill_step, max(LEAST, self._pace * self._limits.max_stall)))
 
     def _read_part(self, reading: Reading, count: int) -> Iterator[Out]:
         prompts.read_part(self._model, reading, count)
@@ -344,7 +357,8 @@ class Engine:
             self._put_off(youngest(self._batches))
         for batch in list(self._batches):
             jobs = list({row.job.id: row.job for row in batch.rows}.values())
-            yield from self._guarded(jobs, self._decode_batch(batch), TRY_AGAIN)
+            if jobs:  # else all of its rows were choices of a request that failed in another batch
+                yield from self._guarded(jobs, self._decode_batch(batch), TRY_AGAIN)
 
     def _decode_batch(self, batch: Decoding) -> Iterator[Out]:
         ended: set[Row] = set()

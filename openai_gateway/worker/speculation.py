@@ -46,7 +46,11 @@ class Lookup:
             self._ends[tuple(tokens[end - GRAM : end])] = end
         self._indexed = max(GRAM, len(tokens) + 1)
         found = self._ends.get((*tokens[len(tokens) + 1 - GRAM :], newest))
-        return [] if found is None else list(tokens[found : found + count])
+        if found is None:
+            return []
+        # Where that is so near that the newest token comes within, the text goes round in circles.
+        since = [*tokens[found : found + count], newest]
+        return [since[place % len(since)] for place in range(count)]
 
 
 class DraftModel:

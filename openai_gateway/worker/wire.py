@@ -27,6 +27,7 @@ class Engine(Struct, frozen=True, kw_only=True):
 
     max_batch: int = 64
     prefill_step: int = 512
+    max_stall: float = 0.2
     heartbeat: float = 1.0
     """Seconds between heartbeats of an idle worker."""
     wired_limit: bool = False

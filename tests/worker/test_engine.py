@@ -4,7 +4,7 @@ import gc
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from openai_gateway.types import Delta, Echo, Failed, ModelSpec, Progress, Started
+from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.load import Loaded, load
+from openai_gateway.worker.prefixes import Found
 from openai_gateway.worker.sampling import Penalties
 from tests.worker import tiny
-from tests.worker.session import SHAPES, Recorded, Session, alone, greedy, log_softmax, prompt
+from tests.worker.session import MEGABYTES, SHAPES, Recorded, Session, alone, greedy, log_softmax, prompt
 
 # One batch for all
 
@@ -377,6 +379,128 @@ def test_a_model_that_raises_fails_live_requests_and_answers_the_next(llama: Loa
     assert session.generated(4) == greedy(llama, prompt(5), 20)
     assert len([event for event in session.events[1] if isinstance(event, Failed)]) == 1
     assert session.rows == 0
+
+
+def test_a_model_that_raises_while_a_long_prompt_is_read_fails_that_request_alone(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=16)
+    session.submit(1, prompt(5), 30)
+    session.until(lambda: session.deltas(1))
+    session.submit(2, prompt(100), 5)
+    session.submit(3, prompt(101), 5, n=2)
+    session.step()
+    session.model.failures = 1  # reading comes before decoding
+    session.run()
+    assert session.errors(2) == ["Unavailable"]
+    assert not session.errors(1) and not session.errors(3)
+    assert session.generated(1) == greedy(llama, prompt(5), 30)
+    assert [session.generated(3, index) for index in range(2)] == [greedy(llama, prompt(101), 5)] * 2
+    assert session.rows == 0
+
+
+def test_a_model_that_raises_while_prompts_are_read_together_fails_these_alone(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(5), 30)
+    session.until(lambda: session.deltas(1))
+    session.submit(2, prompt(10), 5)
+    session.submit(3, prompt(12), 5)
+    session.submit(4, prompt(120), 5)
+    session.model.failures = 1
+    session.run()
+    assert [session.errors(id) for id in range(1, 5)] == [[], ["Unavailable"], ["Unavailable"], []]
+    assert session.generated(1) == greedy(llama, prompt(5), 30)
+    assert session.generated(4) == greedy(llama, prompt(120), 5)
+
+
+def test_a_model_that_raises_while_rows_decode_fails_those_of_that_batch(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Limits, "place", lambda *_: None)
+    session = Session(llama, prefill_step=16, prefix_bytes=MEGABYTES)
+    for id in (1, 2):
+        session.submit(id, prompt(5 + id), 30)
+        session.until(lambda id=id: session.deltas(id))  # type: ignore[misc]
+    session.submit(3, prompt(200), 5)
+    for _ in range(3):
+        session.step()
+    decode = session.engine._batches[1].step
+    monkeypatch.setattr(session.engine._batches[1], "step", lambda: [decode(), 1 // 0])
+    session.run()
+    assert [session.errors(id) for id in (1, 2, 3)] == [[], ["Unavailable"], []]
+    for id, length, count in ((1, 6, 30), (3, 200, 5)):
+        assert session.generated(id) == greedy(llama, prompt(length), count)
+    assert session.rows == 0
+
+
+def test_a_drafter_that_raises_fails_its_request_alone(llama: Loaded) -> None:
+    class Broken:
+        def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
+            raise MemoryError
+
+    session = Session(llama, drafter=Broken)
+    session.submit(1, prompt(5), 30)
+    session.run()
+    assert session.errors(1) == ["Unavailable"]
+    session.submit(2, prompt(5), 1)
+    session.run()
+    assert session.generated(2) == greedy(llama, prompt(5), 1)
+
+
+def test_prefixes_that_cannot_be_kept_cost_no_request_anything(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: Any) -> None:
+        raise MemoryError
+
+    session = Session(llama, prefix_bytes=MEGABYTES)
+    with monkeypatch.context() as broken:
+        broken.setattr(session.engine._prefixes, "keep", explode)
+        for id in range(3):
+            session.submit(id, prompt(100 + id), 5)
+        session.run()
+    assert session.engine.stats.prefix_bytes == 0
+    for id in range(3):
+        assert session.generated(id) == greedy(llama, prompt(100 + id), 5)
+        assert not session.errors(id)
+    assert session.ask(prompt(100), 5) == greedy(llama, prompt(100), 5)
+    assert session.engine.stats.prefix_bytes > 0
+
+
+def test_a_prefix_that_cannot_be_found_fails_that_request_with_all_its_choices_alone(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(llama, prefix_bytes=MEGABYTES)
+    find = session.engine._prefixes.find
+
+    def found(owner: str, tokens: Sequence[int]) -> Found:
+        if owner == "broken":
+            raise OSError
+        return find(owner, tokens)
+
+    session.submit(1, prompt(20), 60, n=2, owner="broken", temperature=1.0)
+    session.submit(2, prompt(21), 60)
+    session.until(lambda: len(session.deltas(1)) > 3)
+    # Both choices wait to be read again, each by itself.
+    for row in [row for batch in session.engine._batches for row in batch.rows if row.job.id == 1]:
+        session.engine._put_off(row)
+    monkeypatch.setattr(session.engine._prefixes, "find", found)
+    session.run()
+    assert [session.errors(id) for id in (1, 2)] == [["GatewayError"], []]
+    assert session.generated(2) == greedy(llama, prompt(21), 60)
+
+
+def test_an_engine_counts_what_it_does(llama: Loaded) -> None:
+    session = Session(llama, prefix_bytes=MEGABYTES)
+    session.submit(1, prompt(50), 7, n=2)
+    session.submit(2, prompt(40), 5)
+    session.step()
+    running = session.engine.stats
+    assert (running.rows, running.reading, running.waiting) == (1, 1, 0)
+    assert running.kv_bytes > 0
+    session.run()
+    session.ask(prompt(50), 3)
+    stats = session.engine.stats
+    assert (stats.rows, stats.reading, stats.waiting, stats.kv_bytes) == (0, 0, 0, 0)
+    assert (stats.read_tokens, stats.cached_tokens, stats.generated_tokens) == (50 + 40 + 1, 49, 2 * 7 + 5 + 3)
+    assert stats.steps == session.steps
+    assert stats.prefix_bytes > 0
 
 
 def test_a_model_that_raises_while_a_prompt_is_scored_fails_that_request_alone(llama: Loaded) -> None:

@@ -12,8 +12,9 @@ from openai_gateway.worker.load import Loaded
 from tests.worker.session import MEGABYTES, SHAPES, Session, greedy, prompt
 
 RESUMABLE = {"gpt_oss": 1, "demo": 1, "recurrent": 0}
-"""Models that can only go on from a snapshot, and how far before the end of a prompt the last one is. There is one after
-each part of it, and one at the end of the answer."""
+"""Models that can only go on from a snapshot, and how far before the end of a prompt its last one is.
+
+There is one after each part of a prompt as well, and one at the end of the answer."""
 TRIMMABLE = sorted(SHAPES.keys() - RESUMABLE.keys())
 
 

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openai_gateway.types import Delta, ModelSpec, Sampling
+from openai_gateway.worker import wire
+from openai_gateway.worker.build import build, fingerprint
+from openai_gateway.worker.engine import Engine
+from openai_gateway.worker.load import load
+from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.speculation import DraftModel, Lookup
+from tests.worker import tiny
+from tests.worker.session import prompt
+
+ORDER = wire.Engine(memory=1 << 28)
+
+
+def engine(path: Path, order: wire.Engine = ORDER, **entry: Any) -> Engine:
+    spec = ModelSpec(id="m", path=str(path), **entry)
+    return build(load(spec, order), spec, order)
+
+
+def said(engine: Engine, tokens: list[int], max_tokens: int = 30) -> str:
+    engine.submit(Job(0, tokens, Sampling(temperature=0.0, ignore_eos=True), max_tokens, chat=False))
+    events = []
+    while engine.busy:
+        events += engine.step()
+        engine.settle()
+    return "".join(event.content for _, event in events if isinstance(event, Delta))
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "llama", tiny.LLAMA)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "other", tiny.QWEN3)
+
+
+# Guesses
+
+
+def test_guesses_are_looked_up_unless_the_entry_says_otherwise(llama: Path) -> None:
+    assert engine(llama)._drafter is Lookup
+    assert engine(llama, speculation="none")._drafter is None
+
+
+def test_a_draft_model_drafts_and_changes_no_word(llama: Path, other: Path) -> None:
+    drafting = engine(llama, draft_model=str(other))
+    assert drafting._drafter is not None
+    assert isinstance(drafting._drafter(), DraftModel)
+    assert said(drafting, prompt(20)) == said(engine(llama, speculation="none"), prompt(20))
+    assert drafting.stats.drafted_tokens > 0
+
+
+def test_a_model_that_drafts_for_itself_is_nearly_always_right(llama: Path) -> None:
+    drafting = engine(llama, draft_model=str(llama))
+    said(drafting, prompt(20), 60)
+    assert drafting.stats.accepted_tokens == drafting.stats.drafted_tokens > 40
+
+
+def test_each_row_has_a_drafter_of_its_own(llama: Path, other: Path) -> None:
+    drafter = engine(llama, draft_model=str(other))._drafter
+    assert drafter is not None
+    assert drafter() is not drafter()
+
+
+def test_a_draft_model_with_other_tokens_is_refused(llama: Path, tmp_path: Path) -> None:
+    more = tiny.save(tmp_path / "more", tiny.LLAMA, special=("<|more|>",))
+    with pytest.raises(ValueError, match="has other tokens than the model that it drafts for"):
+        engine(llama, draft_model=str(more))
+
+
+@pytest.mark.parametrize("config", [tiny.GPT_OSS, tiny.QWEN3_NEXT])
+def test_a_draft_model_for_a_model_that_cannot_take_guesses_back_is_refused(
+    llama: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    folder = tiny.save(tmp_path / "model", config)
+    with pytest.raises(ValueError, match=r"guesses cannot be taken back out of .*(Rotating|Arrays)"):
+        engine(folder, draft_model=str(llama))
+    assert engine(folder)._drafter is None
+
+
+def test_a_draft_model_whose_caches_cannot_be_trimmed_is_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot take a guess back"):
+        engine(llama, draft_model=str(tiny.save(tmp_path / "windows", tiny.GPT_OSS)))
+
+
+# Memory
+
+
+def test_kept_prefixes_and_what_runs_share_what_the_weights_leave(llama: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_cache=1 << 20)
+    spec = ModelSpec(id="m", path=str(llama))
+    loaded = load(spec, order)
+    built = build(loaded, spec, order)
+    assert built._prefixes._capacity == 1 << 20
+    assert built._limits.room == loaded.budget.room - (1 << 20)
+    assert built.stats.memory_limit == loaded.budget.limit == 1 << 28
+
+
+def test_no_bytes_for_prefixes_leaves_all_of_it_to_what_runs(llama: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_cache=0)
+    spec = ModelSpec(id="m", path=str(llama))
+    loaded = load(spec, order)
+    built = build(loaded, spec, order)
+    assert not built._prefixes.keeping
+    assert built._limits.room == loaded.budget.room
+
+
+def test_the_engine_is_sized_as_it_was_ordered(llama: Path) -> None:
+    built = engine(llama, wire.Engine(memory=1 << 28, max_batch=3, prefill_step=17, share_prefixes=True))
+    assert (built._limits.max_batch, built._limits.prefill_step) == (3, 17)
+    assert built._prefixes.shares("one", "other")
+
+
+def test_quantized_keys_and_values_are_answered_one_row_at_a_time(tmp_path: Path) -> None:
+    wide = tiny.save(tmp_path / "wide", tiny.LLAMA | {"hidden_size": 64})
+    built = engine(wide, cache_type="quantized", kv_group_size=32)
+    assert built._limits.max_batch == 1
+    assert built._drafter is Lookup
+
+
+# Disk
+
+
+def test_prefixes_on_disk_are_found_by_the_next_engine(llama: Path, tmp_path: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_disk=1 << 24, prefix_folder=str(tmp_path / "kept"))
+    first = engine(llama, order)
+    answer = said(first, prompt(100))
+    while first.idle():
+        pass
+    second = engine(llama, order)
+    assert said(second, prompt(100)) == answer
+    assert second.stats.read_tokens == 1
+    assert second.stats.cached_tokens == 99
+
+
+def test_prefixes_of_other_weights_are_not_found(llama: Path, other: Path, tmp_path: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_disk=1 << 24, prefix_folder=str(tmp_path / "kept"))
+    first = engine(llama, order)
+    said(first, prompt(100))
+    while first.idle():
+        pass
+    second = engine(other, order)
+    said(second, prompt(100))
+    assert second.stats.cached_tokens == 0
+
+
+@pytest.mark.parametrize("change", [{"cache_type": "quantized"}, {"kv_bits": 4}, {"adapter": "a"}])
+def test_a_fingerprint_tells_entries_apart_whose_keys_and_values_differ(llama: Path, change: dict[str, Any]) -> None:
+    plain = fingerprint(llama, ModelSpec(id="m", path=str(llama)), "none")
+    assert plain == fingerprint(llama, ModelSpec(id="n", path=str(llama)), "none")
+    assert plain != fingerprint(llama, ModelSpec(id="m", path=str(llama), **change), "none")
+    assert plain != fingerprint(llama, ModelSpec(id="m", path=str(llama)), "q4")
+
+
+def test_a_fingerprint_tells_new_weights_from_old_ones(llama: Path) -> None:
+    spec = ModelSpec(id="m", path=str(llama))
+    before = fingerprint(llama, spec, "none")
+    weights = llama / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert fingerprint(llama, spec, "none") != before
+
+
+def test_caches_that_cannot_be_kept_are_named_at_the_start(
+    llama: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openai_gateway.worker.snapshots.SLICED", ())
+    with caplog.at_level(logging.WARNING, "openai_gateway.worker.build"):
+        built = engine(llama)
+    assert "no prefixes of m are kept: KVCache" in caplog.text
+    assert not built._prefixes.keeping

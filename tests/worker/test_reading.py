@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from openai_gateway.types import Sampling
+from openai_gateway.worker import reading as prompts
+from openai_gateway.worker.engine import Float32
+from openai_gateway.worker.load import Loaded
+from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.reading import Reading
+from tests.worker.session import MEGABYTES, SHAPES, Session, greedy, log_softmax, prompt
+
+
+def of(loaded: Loaded | None, tokens: list[int], *, done: int = 0, turns: tuple[int, ...] = ()) -> Reading:
+    job = Job(0, tokens, Sampling(), 8, chat=False, turns=turns)
+    reading = Reading(job, tokens, range(1))
+    if loaded is not None:
+        reading.cache = loaded.make_cache()
+        if done:
+            prompts.read_part(Float32(loaded.model), reading, done)
+    reading.done = done
+    return reading
+
+
+def likelihood(logits: mx.array) -> Any:
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("most", [prompts.LOGITS, 1])
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_prompts_read_together_end_in_the_logits_that_each_ends_in_alone(
+    shapes: dict[str, Loaded], shape: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where parts were read before, and where a vocabulary is too large to compute all logits (`most`)."""
+    monkeypatch.setattr(prompts, "LOGITS", most)
+    loaded = shapes[shape]
+    sizes = [(2, 0), (40, 0), (17, 16 - 1), (60, 32), (33, 16), (150, 140)]
+    readings = [of(loaded, prompt(length), done=done) for length, done in sizes]
+    _, logits = prompts.read_together(Float32(loaded.model), readings, len(loaded.prompts.table))
+    for reading, row in zip(readings, likelihood(logits), strict=True):
+        assert row == pytest.approx(log_softmax(loaded, reading.tokens)[-1], abs=2e-4)
+        assert (reading.left, reading.cache) == (0, [])
+
+
+@pytest.mark.parametrize("most", [prompts.LOGITS, 1])
+@pytest.mark.parametrize("length", [1, 2, 40])
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_a_prompt_read_alone_ends_in_the_logits_of_the_model(
+    shapes: dict[str, Loaded], shape: str, length: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "LOGITS", most)
+    reading = of(shapes[shape], prompt(length))
+    logits = prompts.read_rest(Float32(shapes[shape].model), reading, len(shapes[shape].prompts.table))
+    assert likelihood(logits)[0] == pytest.approx(log_softmax(shapes[shape], prompt(length))[-1], abs=2e-4)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "demo"])
+def test_with_a_large_vocabulary_rows_say_what_each_says_alone(
+    shapes: dict[str, Loaded], shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "LOGITS", 1)
+    session = Session(shapes[shape], prefill_step=32, prefix_bytes=MEGABYTES)
+    texts = [prompt(length) for length in (1, 2, 5, 17, 70)] + [prompt(70) + prompt(9)]
+    for id, tokens in enumerate(texts):
+        session.submit(id, tokens, 6, n=1 + id % 2)
+        session.step()
+    session.run()
+    for id, tokens in enumerate(texts):
+        assert [session.generated(id, n) for n in range(1 + id % 2)] == [greedy(shapes[shape], tokens, 6)] * (
+            1 + id % 2
+        )
+
+
+def test_last_tokens_do_not_wait_for_whole_prompts_where_these_take_two_passes() -> None:
+    readings = [of(None, prompt(length), done=done) for length, done in ((5, 4), (9, 0), (7, 6), (3, 1))]
+    assert prompts.groups(readings, vocabulary=100) == [[readings[0], readings[2], readings[1], readings[3]]]
+    assert prompts.groups(readings, vocabulary=2**22) == [[readings[0], readings[2]], [readings[1], readings[3]]]
+    assert prompts.groups([], vocabulary=100) == []
+
+
+@pytest.mark.parametrize("room", [1, 2, 7, 64])
+@pytest.mark.parametrize("turns", [(), (5,), (10, 20, 30, 99), tuple(range(1, 100))])
+def test_a_part_is_never_empty_nor_the_last_token_nor_more_than_there_is_room_for(
+    room: int, turns: tuple[int, ...]
+) -> None:
+    reading = of(None, prompt(100), turns=turns)
+    while reading.left > 1:
+        count = reading.part(room)
+        assert 0 < count <= min(room, reading.left - 1)
+        reading.done += count
+
+
+def test_a_part_ends_where_a_message_begins_if_it_is_not_too_small_for_that() -> None:
+    def after(done: int, room: int) -> int:
+        return done + of(None, prompt(200), done=done, turns=(20, 50, 120)).part(room)
+
+    assert after(0, 64) == 50
+    assert after(50, 64) == 114  # nothing begins within
+    assert after(0, 24) == 20
+    assert after(15, 34) == 49  # 20 is less than half of what there is room for
+    assert after(120, 512) == 199
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_oss", "recurrent"])
+def test_parts_of_one_token_are_read_as_well(shapes: dict[str, Loaded], shape: str) -> None:
+    session = Session(shapes[shape], prefill_step=1, prefix_bytes=MEGABYTES)
+    assert session.ask(prompt(40), 5) == greedy(shapes[shape], prompt(40), 5)
+
+
+# Who is read first
+
+
+def test_a_short_newcomer_gets_its_first_token_before_a_long_prompt_that_is_being_read(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=16)
+    session.submit(0, prompt(400), 5)
+    session.step()
+    session.step()
+    session.submit(1, prompt(10), 5)
+    session.step()
+    assert session.engine.stats.rows == 1
+    session.step()
+    assert session.deltas(1)
+    assert session.stopped_at < 100
+    session.run()
+    assert session.generated(0) == greedy(llama, prompt(400), 5)
+    assert session.generated(1) == greedy(llama, prompt(10), 5)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_oss"])
+def test_running_rows_get_a_token_at_every_step_while_prompts_are_read(shapes: dict[str, Loaded], shape: str) -> None:
+    session = Session(shapes[shape], prefill_step=16, prefix_bytes=MEGABYTES)
+    for id in range(3):
+        session.submit(id, prompt(5 + id), 60)
+    session.until(lambda: all(session.deltas(id) for id in range(3)))
+    session.submit(3, prompt(300), 1)
+    session.submit(4, prompt(200), 1, n=2)
+    session.submit(5, prompt(9), 1)
+    while not (session.deltas(3) and session.deltas(4)):
+        before = [len(session.generated(id)) for id in range(3)]
+        session.read()
+        session.step()
+        assert [len(session.generated(id)) for id in range(3)] == [count + 1 for count in before]
+        assert sum(rows * columns for rows, columns in session.model.shapes if columns > 1) <= 2 * 16
+    session.run()
+    for id in range(3):
+        assert session.generated(id) == greedy(shapes[shape], prompt(5 + id), 60)
+
+
+def test_a_long_prompt_goes_on_however_many_short_ones_come(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64, max_batch=64)
+    session.submit(0, prompt(400), 1)
+    session.step()
+    id = 0
+    while not session.finish(0):
+        for _ in range(4):
+            id += 1
+            session.submit(id, prompt(15, id), 1)
+        session.step()
+        assert session.steps < 20
+    session.run()
+    assert session.generated(0) == greedy(llama, prompt(400), 1)
+
+
+def test_an_urgent_long_prompt_is_read_before_one_that_is_not(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=32)
+    session.submit(0, prompt(300), 1, priority=1)
+    session.step()
+    session.submit(1, prompt(301), 1, priority=0)
+    session.until(lambda: session.finish(1))
+    assert not session.finish(0)
+    session.run()
+    assert session.generated(0) == greedy(llama, prompt(300), 1)
