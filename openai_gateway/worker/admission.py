@@ -119,7 +119,7 @@ class Admission:
         return alike - self.prefixes.covered(waiter.job.owner, waiter.tokens) >= WORTH_WAITING
 
 
-def youngest(batches: Iterable[Decoding]) -> Row:
-    """Who is put off when what runs has outgrown the memory: the least urgent of all rows, then the last that came."""
-    rows = [row for batch in batches for row in batch.rows]
-    return max(rows, key=lambda row: (row.job.priority, row.job.id, row.index))
+def youngest(batches: Iterable[Decoding], readings: Iterable[Reading]) -> Row | Reading:
+    """Who is put off when what runs has outgrown the memory: the least urgent, and of those the last that came."""
+    rows: list[Row | Reading] = [row for batch in batches for row in batch.rows]
+    return max([*rows, *readings], key=lambda one: (one.job.priority, one.job.id))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import mlx.core as mx
 from mlx_lm.utils import load_model, load_tokenizer
 
 from openai_gateway.types import ModelSpec
@@ -15,7 +17,7 @@ from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import TRIMMABLE, Engine, Float32
 from openai_gateway.worker.load import Loaded, computable, fetch
-from openai_gateway.worker.memory import gigabytes
+from openai_gateway.worker.memory import gigabytes, weight_bytes
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup
 from openai_gateway.worker.spill import Spill
@@ -28,7 +30,9 @@ PROBE = 'The quick brown fox, 12 lazy dogs: naïve café? {"a": [1, 2]}\n\tEnd.'
 
 def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
     """Raises ValueError when the entry asks for what this model cannot do."""
-    kept = loaded.budget.kept(order.prefix_cache)
+    drafter, weights = _drafter(loaded, spec)
+    budget = replace(loaded.budget, weights=loaded.budget.weights + weights)
+    kept = budget.kept(order.prefix_cache)
     prefixes = Prefixes(
         loaded.make_cache, capacity=kept, shared=order.share_prefixes, spill=_spill(loaded, spec, order)
     )
@@ -44,13 +48,13 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
             max_batch=order.max_batch,
             prefill_step=order.prefill_step,
             max_stall=order.max_stall,
-            room=loaded.budget.room - kept,
+            room=budget.room - kept,
             footprint=loaded.footprint,
         ),
         memory_limit=loaded.budget.limit,
         batched=loaded.batched,
         make_cache=loaded.make_cache,
-        drafter=_drafter(loaded, spec),
+        drafter=drafter,
     )
 
 
@@ -71,17 +75,18 @@ def fingerprint(folder: Path, spec: ModelSpec, quantization: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _drafter(loaded: Loaded, spec: ModelSpec) -> Callable[[], Drafter] | None:
+def _drafter(loaded: Loaded, spec: ModelSpec) -> tuple[Callable[[], Drafter] | None, int]:
+    """What makes a drafter for a row, and the bytes that its weights take."""
     trimmable = all(type(layer) in TRIMMABLE for layer in loaded.make_cache())
     if spec.draft_model is None:
-        return Lookup if trimmable and spec.speculation == "lookup" else None
+        return (Lookup if trimmable and spec.speculation == "lookup" else None), 0
     if not trimmable:
         kinds = ", ".join(sorted({type(layer).__name__ for layer in loaded.make_cache()}))
         raise ValueError(f"draft_model: guesses cannot be taken back out of {kinds}")
     return _draft_model(loaded, spec.draft_model)
 
 
-def _draft_model(loaded: Loaded, path: str) -> Callable[[], Drafter]:
+def _draft_model(loaded: Loaded, path: str) -> tuple[Callable[[], Drafter], int]:
     folder = fetch(ModelSpec(id="draft", path=path))
     model, config = load_model(folder)
     computable(model)
@@ -92,4 +97,5 @@ def _draft_model(loaded: Loaded, path: str) -> Callable[[], Drafter]:
     drafts = Float32(model)
     if not all(type(layer) in TRIMMABLE for layer in drafts.make_cache()):
         raise ValueError(f"draft_model: the caches of {path} cannot take a guess back")
-    return lambda: DraftModel(drafts, drafts.make_cache)
+    size = min(loaded.prompts.vocab_size, int(drafts(mx.array([[0]]), drafts.make_cache()).shape[-1]))
+    return lambda: DraftModel(drafts, drafts.make_cache, size), weight_bytes(model)

@@ -107,6 +107,8 @@ class Engine:
         self._keeping = Keeping(prefixes)
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
+        self._read_before = 0
+        """Prompt tokens that the last step read."""
         self._pace = math.inf
         """Prompt tokens read in a second, with a decode pass between, when that was done last."""
         self._totals: Counter[str] = Counter()
@@ -176,8 +178,10 @@ class Engine:
         began, read = time.monotonic(), self._totals["read_tokens"]
         out += self._read()
         out += self._decode()
-        if (read := self._totals["read_tokens"] - read) >= LEAST and self._batches:
-            self._pace = read / (time.monotonic() - began)
+        # What was waited for is the pass of the step before, behind what was read in that step.
+        if self._read_before >= LEAST and self._batches:
+            self._pace = self._read_before / (time.monotonic() - began)
+        self._read_before = self._totals["read_tokens"] - read
         self._totals["steps"] += 1
         if not self.busy:
             mx.clear_cache()
@@ -353,8 +357,8 @@ class Engine:
     # Decoding
 
     def _decode(self) -> Iterator[Out]:
-        while sum(len(batch.rows) for batch in self._batches) > 1 and not self._fits():
-            self._put_off(youngest(self._batches))
+        while self._is_crowded():
+            self._put_off(youngest(self._batches, self._reading))
         for batch in list(self._batches):
             jobs = list({row.job.id: row.job for row in batch.rows}.values())
             if jobs:  # else all of its rows were choices of a request that failed in another batch
@@ -369,17 +373,25 @@ class Engine:
             yield from self._guarded([row.job], self._advance(row, token, scored, ended), INTERNAL)
         self._remove(batch, ended)
 
-    def _fits(self) -> bool:
-        return self._limits.size(self._batches, self._reading) <= self._limits.room
+    def _is_crowded(self) -> bool:
+        """Whether what runs has outgrown the memory; what runs alone fits, or was refused."""
+        count = sum(len(batch.rows) for batch in self._batches) + len(self._reading)
+        readings = [*self._reading, *(reading for reading, _ in self._scoring.values())]
+        return count > 1 and self._limits.size(self._batches, readings) > self._limits.room
 
-    def _put_off(self, row: Row) -> None:
-        """Back into the queue, to be read again with all that it has said when there is room."""
-        logger.info("request %d is put off: what runs has outgrown the memory", row.job.id)
-        for batch in list(self._batches):
-            self._remove(batch, {row})
-        row.sampled = row.generated  # the token that is being computed is chosen once more, and the same way
-        again = Reading(row.job, list(row.tokens), range(row.index, row.index + 1), [row])
-        self._admission.waiting.insert(0, again)
+    def _put_off(self, last: Row | Reading) -> None:
+        """Back into the queue, to be read when there is room; a row with all that it has said."""
+        logger.info("request %d is put off: what runs has outgrown the memory", last.job.id)
+        if isinstance(last, Row):
+            for batch in list(self._batches):
+                self._remove(batch, {last})
+            last.sampled = last.generated  # the token that is being computed is chosen once more, and the same way
+            last = Reading(last.job, list(last.tokens), range(last.index, last.index + 1), [last])
+        else:
+            self._keeping.part(last)
+            self._reading.remove(last)
+            last.cache, last.done, last.snapshots = [], 0, {}
+        self._admission.waiting.insert(0, last)
 
     def _guessed(self, batch: Decoding) -> list[tuple[Row, int, None]]:
         """The newest tokens of a row that has the engine for itself, where there was a guess at them."""

@@ -20,6 +20,8 @@ GRAM = 3
 """Tokens that must stand in the text already for it to be a sign of what follows."""
 REST = 32
 """Tokens that are generated without a guess after several attempts came to nothing."""
+PART = 512
+"""Tokens that a draft model reads in one pass."""
 PATIENCE = 8
 """Attempts that may come to nothing before that."""
 
@@ -54,29 +56,47 @@ class Lookup:
 
 
 class DraftModel:
-    """A smaller model with the same tokens, which says what it finds likeliest."""
+    """A smaller model with the same tokens, which says what it finds likeliest.
 
-    def __init__(self, model: Model, make_cache: Callable[[], Cache]) -> None:
+    Ids from `size` on are unknown to one of the two models: tables of embeddings are padded to different sizes.
+    """
+
+    def __init__(self, model: Model, make_cache: Callable[[], Cache], size: int) -> None:
         self._model = model
         self._cache = make_cache()
+        self._size = size
         self._read: list[int] = []
 
     def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
-        """Reads on from where the last call left off; what was wrong of the last guess is forgotten first."""
+        """Reads on from where the last call left off; what was wrong of the last guess is forgotten first.
+
+        There is no guess before all of a long text is read, a part at each call.
+        """
         text = [*tokens, newest]
         same = min(len(self._read), len(tokens))
         while self._read[:same] != text[:same]:
             same -= 1
         for cache in self._cache:
             cache.trim(len(self._read) - same)
-        step = mx.array([text[same:]])
-        drafted: list[mx.array] = []
-        for _ in range(count):
-            step = mx.argmax(self._model(step, cache=self._cache)[:, -1:], axis=-1)
-            drafted.append(step)
+        part = text[same : same + PART]
+        logits = self._pass(mx.array([part]))
+        self._read = text[: same + len(part)]
+        if len(self._read) < len(text):
+            mx.eval([cache.state for cache in self._cache])
+            return []
+        drafted = [self._likeliest(logits)]
+        while len(drafted) < count:
+            drafted.append(self._likeliest(self._pass(drafted[-1])))
         ids: Any = mx.concatenate(drafted, axis=1)[0].tolist()
-        self._read = [*text, *ids[:-1]]
+        self._read += ids[:-1]
         return list(ids)
+
+    def _pass(self, tokens: mx.array) -> mx.array:
+        return self._model(mx.minimum(tokens, self._size - 1), cache=self._cache)
+
+    def _likeliest(self, logits: mx.array) -> mx.array:
+        """[1, 1], from logits [1, T, V]."""
+        return mx.argmax(logits[:, -1:, : self._size], axis=-1)
 
 
 class Speculation:

@@ -13,7 +13,17 @@ from openai_gateway.types import ModelSpec
 from openai_gateway.worker import wire
 from openai_gateway.worker.engine import Float32
 from openai_gateway.worker.load import Loaded, load
-from openai_gateway.worker.speculation import GRAM, LONGEST, PATIENCE, REST, Drafter, DraftModel, Lookup, Speculation
+from openai_gateway.worker.speculation import (
+    GRAM,
+    LONGEST,
+    PART,
+    PATIENCE,
+    REST,
+    Drafter,
+    DraftModel,
+    Lookup,
+    Speculation,
+)
 from tests.worker import tiny
 from tests.worker.session import MEGABYTES, Session, alone, greedy, prompt
 
@@ -39,7 +49,7 @@ def oracle(answer: Sequence[int], start: int, seed: int = 0) -> Callable[[], Dra
 
 def draft_model(loaded: Loaded) -> Callable[[], Drafter]:
     model = Float32(loaded.model)
-    return lambda: DraftModel(model, loaded.make_cache)
+    return lambda: DraftModel(model, loaded.make_cache, loaded.prompts.vocab_size)
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -259,7 +269,7 @@ def test_a_draft_model_reads_only_what_is_new_and_says_what_it_says_alone(llama:
         logits: mx.array = llama.model(tokens, cache=cache)
         return logits
 
-    drafts = DraftModel(model, lambda: make_prompt_cache(llama.model))
+    drafts = DraftModel(model, lambda: make_prompt_cache(llama.model), llama.prompts.vocab_size)
     text = prompt(30)
     newest = 7
     guess = drafts.draft(text, newest, 4)
@@ -272,6 +282,20 @@ def test_a_draft_model_reads_only_what_is_new_and_says_what_it_says_alone(llama:
         guess = drafts.draft(text, newest, 4)
         assert guess == greedy(llama, [*text, newest], 4)
         assert read == [new, 1, 1, 1]
+
+
+def test_a_draft_model_reads_a_long_text_in_parts_before_it_guesses(llama: Loaded) -> None:
+    drafts = DraftModel(Float32(llama.model), llama.make_cache, llama.prompts.vocab_size)
+    text = prompt(PART + 100)
+    assert drafts.draft(text, 7, 3) == []
+    assert drafts.draft([*text, 7], 9, 3) == greedy(llama, [*text, 7, 9], 3)
+
+
+def test_a_draft_model_says_no_token_that_the_other_does_not_know(llama: Loaded) -> None:
+    said = greedy(llama, [*prompt(20), 7], 1)[0]
+    drafts = DraftModel(Float32(llama.model), llama.make_cache, said)
+    assert all(token < said for token in drafts.draft(prompt(20), 7, 4))
+    assert drafts.draft([*prompt(20), 7], 255, 2)
 
 
 # How much to guess
