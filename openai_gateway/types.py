@@ -91,7 +91,9 @@ Request = ChatRequest | CompletionRequest
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
-    """One token, the natural log of its probability before temperature, and the likeliest ones in its place.
+    """One token, the natural log of its probability, and the likeliest ones in its place.
+
+    These are the probabilities before temperature, and after bias and penalties.
 
     `logprob` is None for the first token of a prompt, which nothing predicts.
     """

@@ -121,11 +121,11 @@ def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox
 def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) -> None:
     """The loop. It looks into the inbox before every step, so a newcomer waits for one step at the most."""
     gone: set[int] = set()
-    reported = 0.0
+    reported, more = 0.0, False
     while True:
         out: list[Out] = []
         try:
-            item = inbox.get(block=not engine.busy, timeout=heartbeat)
+            item = inbox.get(block=not (engine.busy or more), timeout=heartbeat)
             while True:
                 out += _take(engine, item, gone)
                 item = inbox.get_nowait()
@@ -138,8 +138,7 @@ def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) 
             reported, stats = now, engine.stats
         sock.sendall(wire.encode(wire.Step(out, stats)))
         engine.settle()
-        while inbox.empty() and engine.idle():
-            pass
+        more = engine.idle()
 
 
 def _take(engine: Engine, item: Job | Refused | wire.Cancel, gone: set[int]) -> list[Out]:

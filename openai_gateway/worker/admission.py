@@ -102,6 +102,11 @@ class Admission:
             busy[first.job.owner] += first.width
             yield first
 
+    def refused(self) -> list[Reading]:
+        """Newcomers that can never run; to be told before they are accepted."""
+        news = [waiter for waiter in self.waiting if not (waiter.announced or waiter.rows)]
+        return [waiter for waiter in news if self.limits.refuses(waiter.width, len(waiter.tokens))]
+
     def _is_behind(self, waiter: Reading, reading: list[Reading]) -> bool:
         """Whether another prompt that is being read begins alike, so that waiting for it is faster than reading."""
         if not self.prefixes.keeping:
@@ -111,12 +116,16 @@ class Admission:
         return waiter.behind is not None
 
     def _spares(self, other: Reading, waiter: Reading) -> bool:
-        if not self.prefixes.shares(other.job.owner, waiter.job.owner):
+        """Whether what `other` will leave is worth the wait until all of it is read."""
+        if not self.prefixes.shares(other.job.owner, waiter.job.owner) or other.job.priority > waiter.job.priority:
             return False
         if other.tokens[:WORTH_WAITING] != waiter.tokens[:WORTH_WAITING]:
             return False
         alike = common_length(other.tokens, waiter.tokens)
-        return alike - self.prefixes.covered(waiter.job.owner, waiter.tokens) >= WORTH_WAITING
+        if self.prefixes.needs_snapshots and alike < len(other.tokens) - 1:
+            alike = max((length for length in other.snapshots if length <= alike), default=0)
+        spared = alike - self.prefixes.covered(waiter.job.owner, waiter.tokens)
+        return spared >= WORTH_WAITING and other.left <= 2 * spared
 
 
 def youngest(batches: Iterable[Decoding], readings: Iterable[Reading]) -> Row | Reading:

@@ -131,7 +131,7 @@ class Decoding:
         self._pending = self._pending[mx.array(keep)]
 
     def cache_of(self, row: Row) -> Cache:
-        """The caches of one row, which hold the first `row.stored` of its tokens. Lazy: costs what is made of it."""
+        """The caches of one row, which hold the first `row.stored` of its tokens; only what is used of it is copied."""
         if not self._merged:
             return self._cache
         place = self.rows.index(row)

@@ -61,15 +61,16 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
 def _spill(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Spill | None:
     if not order.prefix_disk:
         return None
-    print_ = fingerprint(Path(spec.path), spec, loaded.info.quantization)
-    folder = Path(order.prefix_folder) / print_[:16]
+    # A folder for each model, whatever became of it: files of other weights are found there, and deleted.
+    folder = Path(order.prefix_folder) / hashlib.sha256(spec.path.encode()).hexdigest()[:16]
     logger.info("prefixes of %s go on to %s (%s)", spec.id, folder, gigabytes(order.prefix_disk))
-    return Spill(folder, order.prefix_disk, print_)
+    return Spill(folder, order.prefix_disk, fingerprint(Path(spec.path), spec, loaded.info.quantization))
 
 
 def fingerprint(folder: Path, spec: ModelSpec, quantization: str) -> str:
     """Differs whenever keys and values of the same tokens may: for other weights, caches, or versions of mlx."""
-    parts = [version("mlx"), version("mlx-lm"), quantization, spec.cache_type, str(spec.kv_bits), str(spec.adapter)]
+    caches = (spec.cache_type, spec.kv_bits, spec.kv_group_size)
+    parts = [version("mlx"), version("mlx-lm"), quantization, str(caches), str(spec.adapter)]
     for path in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")):
         parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -141,23 +141,26 @@ class Engine:
         self._admission.waiting += [Reading(job, job.tokens, choices) for choices in parts]
 
     def cancel(self, id: int) -> None:
-        """Forget a request, wherever it is; what was read and generated is kept for who asks again."""
-        for reading in self._reading:
-            if reading.job.id == id:
-                self._keeping.part(reading)
-        for batch in self._batches:
-            self._remove(batch, {row for row in batch.rows if row.job.id == id})
+        """Forget a request, wherever it is; what was read and generated is kept for who asks again. Never raises."""
+        try:
+            for reading in self._reading:
+                if reading.job.id == id:
+                    self._keeping.part(reading)
+            for batch in list(self._batches):
+                self._remove(batch, {row for row in batch.rows if row.job.id == id})
+        except Exception:
+            logger.exception("what request %d leaves cannot be kept", id)
         self._drop(id)
 
     def _drop(self, id: int) -> None:
         """Forget a request, and keep nothing of it."""
         self._dropped.add(id)
         self._admission.waiting = [reading for reading in self._admission.waiting if reading.job.id != id]
-        self._reading = [reading for reading in self._reading if reading.job.id != id]
+        self._reading[:] = [reading for reading in self._reading if reading.job.id != id]
         self._scoring.pop(id, None)
         for batch in self._batches:
             batch.remove({row for row in batch.rows if row.job.id == id})
-        self._batches = [batch for batch in self._batches if batch.rows]
+        self._batches[:] = [batch for batch in self._batches if batch.rows]
 
     def step(self) -> list[Out]:
         """One pass. Whatever goes wrong in it fails the requests concerned; it never raises."""
@@ -189,7 +192,9 @@ class Engine:
     def _give_up(self) -> Iterator[Out]:
         jobs = [row.job.id for batch in self._batches for row in batch.rows]
         jobs += [reading.job.id for reading in self._reading]
-        self._batches, self._reading, scoring, self._scoring = [], [], self._scoring, {}
+        scoring, self._scoring = self._scoring, {}
+        self._batches.clear()
+        self._reading.clear()
         for id in dict.fromkeys([*jobs, *scoring]):
             self._drop(id)  # other choices of it may still wait
             yield id, failed(TRY_AGAIN)
@@ -211,6 +216,9 @@ class Engine:
     # Admission
 
     def _admit(self) -> Iterator[Out]:
+        for reading in self._admission.refused():
+            self._drop(reading.job.id)
+            yield reading.job.id, failed(InsufficientMemory.of(reading.width, len(reading.tokens)))
         scoring = [reading for reading, _ in self._scoring.values()]
         for reading in self._admission.admit(self._reading, scoring, self._batches):
             yield from self._guarded([reading.job], self._begin(reading), INTERNAL)
@@ -228,8 +236,6 @@ class Engine:
         job = reading.job
         if not job.tokens:
             raise ValueError("a prompt has at least one token")
-        if self._limits.refuses(reading.width, len(reading.tokens)):
-            raise InsufficientMemory.of(reading.width, len(reading.tokens))
         first = reading.choices.start == 0 and not reading.rows
         if first and job.echo is not None and job.sampling.logprobs is not None:
             yield from self._accept(reading, Found(0, None, None))
@@ -284,7 +290,7 @@ class Engine:
 
         All of it is about as much as running answers may be held up for, but at least some of the long one.
         """
-        room = self._room()
+        room = self._tokens_to_read()
         finishing: list[Reading] = []
         for reading in sorted(self._reading, key=lambda reading: reading.left):
             longest = max(reading.left, *(other.left for other in finishing), 0)
@@ -299,7 +305,7 @@ class Engine:
             if reading.left > 1:
                 yield from self._guarded([reading.job], self._read_part(reading, reading.part(room)), TRY_AGAIN)
 
-    def _room(self) -> int:
+    def _tokens_to_read(self) -> int:
         """Prompt tokens to read in this step. Attention makes those of long prompts ever slower."""
         if not self._batches:
             return self._limits.prefill_step
@@ -333,13 +339,14 @@ class Engine:
         logits = prompts.read_rest(self._model, reading, len(self._table))
         self._keeping.part(reading)
         self._reading.remove(reading)
-        self._join(prompts.begin(self._model, reading, reading.cache, logits))
+        cache, reading.cache = reading.cache, []
+        self._join(prompts.begin(self._model, reading, cache, logits))
         yield from self._progress(reading)
 
     def _finish_group(self, group: list[Reading]) -> Iterator[Out]:
         self._totals["read_tokens"] += sum(reading.left for reading in group)
         cache, logits = prompts.read_together(self._model, group, len(self._table))
-        self._reading = [reading for reading in self._reading if reading not in group]
+        self._reading[:] = [reading for reading in self._reading if reading not in group]
         newcomers = prompts.begin_together(self._model, group, cache, logits)
         for reading in group:
             self._keeping.prompt(reading, newcomers)
@@ -425,7 +432,7 @@ class Engine:
         for row in rows & set(batch.rows):
             self._keeping.row(row, batch)
         batch.remove(rows)
-        self._batches = [batch for batch in self._batches if batch.rows]
+        self._batches[:] = [batch for batch in self._batches if batch.rows]
 
     def settle(self) -> None:
         """To be called after each step, when its events are on their way: keeps the prefixes that it left."""

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 WORTH_KEEPING = 32
 """Tokens that are to be added to a kept prefix; fewer are read again as fast as they are kept."""
+LARGE = 4096
+"""Tokens whose keys and values are not held twice, not even until the first token is out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,10 @@ class Keeping:
     def part(self, reading: Reading) -> None:
         """What is read of a prompt that is in a cache of its own."""
         if self._is_worth(reading):
-            # A copy that costs nothing before one of the two is written to.
+            # A copy that costs nothing before one of the two is written to; then it is one of everything.
             self._leave(reading, copy.deepcopy(reading.cache))
+            if reading.done - reading.cached > LARGE:
+                self.settle()
 
     def prompt(self, reading: Reading, batch: Decoding) -> None:
         """A prompt that was read together with others, and is in a batch with them now."""
@@ -77,8 +81,12 @@ class Keeping:
         return {}
 
     def idle(self) -> bool:
-        """Write one kept run to disk, where that is wanted; whether there was one to write."""
-        return self._prefixes.flush(1)
+        """Write one kept run to disk, where that is wanted; whether there was one to write. Never raises."""
+        try:
+            return self._prefixes.flush(1)
+        except Exception:
+            logger.exception("a prefix cannot be written")
+            return False
 
     def _is_worth(self, reading: Reading) -> bool:
         return self._prefixes.keeping and reading.done - reading.cached >= WORTH_KEEPING

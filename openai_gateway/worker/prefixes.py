@@ -68,6 +68,11 @@ class Prefixes:
             self._restore(self._spill)
 
     @property
+    def needs_snapshots(self) -> bool:
+        """Whether a prefix can only be entered where there is a snapshot."""
+        return self.supported and self._layout.whole
+
+    @property
     def keeping(self) -> bool:
         """Whether anything is ever kept."""
         return self._capacity > 0

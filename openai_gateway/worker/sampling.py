@@ -219,9 +219,9 @@ class Penalties:
         )
 
     def __call__(self, newest: mx.array | None, logits: mx.array) -> mx.array:
-        """Logits [1, V] for the next token, of which `newest` [N] came since the last call, or None before the first.
+        """Logits [1, V] for the next token; `newest` [1] came since the last call, None before the first.
 
-        N is one a step; a row that resumes in the middle of its answer hands over all that it generated.
+        None also when a row that was put off goes on: what it had said is counted already.
         """
         if self._counting and newest is not None:
             counts = mx.zeros((logits.shape[-1],)) if self._counts is None else self._counts

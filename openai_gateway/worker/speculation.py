@@ -20,6 +20,8 @@ GRAM = 3
 """Tokens that must stand in the text already for it to be a sign of what follows."""
 REST = 32
 """Tokens that are generated without a guess after several attempts came to nothing."""
+MOST = 8192
+"""Places of a text that are indexed in one call: 5 ms."""
 PART = 512
 """Tokens that a draft model reads in one pass."""
 PATIENCE = 8
@@ -29,8 +31,11 @@ PATIENCE = 8
 class Drafter(Protocol):
     """Where guesses come from. One for each row."""
 
-    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
-        """At most `count` tokens that may follow `tokens` and `newest`; `tokens` only grows from call to call."""
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
+        """At most `count` tokens that may follow `tokens` and `newest`; `tokens` only grows from call to call.
+
+        None: it has more to read before it can tell.
+        """
         ...
 
 
@@ -42,11 +47,14 @@ class Lookup:
         """Where each run of `GRAM` tokens ended the last time."""
         self._indexed = GRAM
 
-    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
-        """Costs as much as there are new tokens, not as the text is long."""
-        for end in range(self._indexed, len(tokens) + 1):
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
+        """Costs as much as there are new tokens; a long prompt is indexed over several calls."""
+        indexed = min(len(tokens) + 1, self._indexed + MOST)
+        for end in range(self._indexed, indexed):
             self._ends[tuple(tokens[end - GRAM : end])] = end
-        self._indexed = max(GRAM, len(tokens) + 1)
+        self._indexed = max(GRAM, indexed)
+        if self._indexed <= len(tokens):
+            return None
         found = self._ends.get((*tokens[len(tokens) + 1 - GRAM :], newest))
         if found is None:
             return []
@@ -67,11 +75,8 @@ class DraftModel:
         self._size = size
         self._read: list[int] = []
 
-    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
-        """Reads on from where the last call left off; what was wrong of the last guess is forgotten first.
-
-        There is no guess before all of a long text is read, a part at each call.
-        """
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
+        """Reads on from where the last call left off; what was wrong of the last guess is forgotten first."""
         text = [*tokens, newest]
         same = min(len(self._read), len(tokens))
         while self._read[:same] != text[:same]:
@@ -82,8 +87,8 @@ class DraftModel:
         logits = self._pass(mx.array([part]))
         self._read = text[: same + len(part)]
         if len(self._read) < len(text):
-            mx.eval([cache.state for cache in self._cache])
-            return []
+            mx.async_eval([cache.state for cache in self._cache])
+            return None
         drafted = [self._likeliest(logits)]
         while len(drafted) < count:
             drafted.append(self._likeliest(self._pass(drafted[-1])))
@@ -119,10 +124,12 @@ class Speculation:
 
     def draft(self, tokens: Sequence[int], newest: int, most: int) -> list[int]:
         """The next guess, of at most `most` tokens; none when there is nothing to go by."""
-        drafted = self._drafter.draft(tokens, newest, min(self._length, most)) if most > 0 else []
-        if not drafted:
+        if most <= 0:
+            return []
+        drafted = self._drafter.draft(tokens, newest, min(self._length, most))
+        if drafted == []:
             self._fail()
-        return drafted
+        return drafted or []
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Tell it what came of its last guess."""

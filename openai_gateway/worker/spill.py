@@ -94,10 +94,9 @@ class Spill:
             "start": str(record.start),
             "run": base64.b64encode(record.run).decode(),
             "snapshot": str(int(record.snapshot)),
-            "crc32": str(_checksum(arrays)),
         }
         try:
-            mx.save_safetensors(str(part), arrays, metadata)
+            mx.save_safetensors(str(part), arrays, metadata | {"crc32": str(_checksum(arrays))})
             size = part.stat().st_size
             part.replace(self._folder / name)
         except (OSError, RuntimeError) as error:  # mlx raises the latter on a full disk

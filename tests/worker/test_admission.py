@@ -120,10 +120,20 @@ def test_a_request_that_can_never_fit_is_refused_and_no_other_one(llama: Loaded)
     session.run()
     for id in (1, 2):
         (event,) = [event for event in session.events[id] if isinstance(event, Failed)]
+        assert session.events[id] == [event], "it was told before anything else, and accepted never"
         assert (event.error, event.param) == ("InsufficientMemory", "n")
         assert not session.paths[id]
     assert session.generated(0) == greedy(llama, prompt(20), 10)
     assert session.generated(3) == greedy(llama, prompt(21), 10)
+
+
+def test_a_refused_request_keeps_nobody_from_beginning(llama: Loaded) -> None:
+    session = Session(llama, room=llama.footprint.batch(2, 60))
+    session.submit(0, prompt(55), 10, n=3)
+    session.submit(1, prompt(20), 10)
+    session.step()
+    assert isinstance(session.events[0][-1], Failed)
+    assert session.ids == {1}
 
 
 def test_what_runs_never_takes_more_than_its_room(llama: Loaded) -> None:

@@ -187,6 +187,31 @@ def test_prompts_alike_of_two_owners_do_not_wait_for_each_other(llama: Loaded) -
     assert session.engine.stats.read_tokens == 600
 
 
+def begun_in_first_step(session: Session, id: int) -> bool:
+    while not any(reading.job.id == 0 for reading in session.engine._reading):
+        session.step()
+    session.submit(id, prompt(140) + prompt(10, seed=1), 2)
+    session.step()
+    return bool(session.deltas(id)) or id in session.ids
+
+
+@pytest.mark.parametrize(("length", "priority", "waits"), [(160, 0, True), (400, 0, False), (160, 9, False)])
+def test_nobody_waits_for_much_more_than_it_spares_nor_for_work_that_can_wait(
+    llama: Loaded, length: int, priority: int, waits: bool
+) -> None:
+    session = keeping(llama, prefill_step=8)
+    session.submit(0, prompt(140) + prompt(length - 140, seed=2), 2, priority=priority)
+    assert begun_in_first_step(session, 1) is not waits
+    session.run()
+    assert session.generated(1) == greedy(llama, prompt(140) + prompt(10, seed=1), 2)
+
+
+def test_with_windows_nobody_waits_where_no_snapshot_will_be_left(shapes: dict[str, Loaded]) -> None:
+    session = keeping(shapes["gpt_oss"], prefill_step=150)
+    session.submit(0, prompt(140) + prompt(60, seed=2), 2)
+    assert begun_in_first_step(session, 1)
+
+
 def test_who_waits_behind_a_prompt_that_is_cancelled_goes_on_from_where_that_one_was(llama: Loaded) -> None:
     session = keeping(llama, prefill_step=32)
     session.submit(0, prompt(300), 4)

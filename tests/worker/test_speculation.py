@@ -287,14 +287,14 @@ def test_a_draft_model_reads_only_what_is_new_and_says_what_it_says_alone(llama:
 def test_a_draft_model_reads_a_long_text_in_parts_before_it_guesses(llama: Loaded) -> None:
     drafts = DraftModel(Float32(llama.model), llama.make_cache, llama.prompts.vocab_size)
     text = prompt(PART + 100)
-    assert drafts.draft(text, 7, 3) == []
+    assert drafts.draft(text, 7, 3) is None
     assert drafts.draft([*text, 7], 9, 3) == greedy(llama, [*text, 7, 9], 3)
 
 
 def test_a_draft_model_says_no_token_that_the_other_does_not_know(llama: Loaded) -> None:
     said = greedy(llama, [*prompt(20), 7], 1)[0]
     drafts = DraftModel(Float32(llama.model), llama.make_cache, said)
-    assert all(token < said for token in drafts.draft(prompt(20), 7, 4))
+    assert all(token < said for token in drafts.draft(prompt(20), 7, 4) or [said])
     assert drafts.draft([*prompt(20), 7], 255, 2)
 
 
