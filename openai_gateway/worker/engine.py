@@ -195,7 +195,9 @@ class Engine:
         scoring, self._scoring = self._scoring, {}
         self._batches.clear()
         self._reading.clear()
-        for id in dict.fromkeys([*jobs, *scoring]):
+        # With nothing else at work, it is what waits that cannot be taken in, now or ever.
+        waiting = [] if jobs or scoring else [reading.job.id for reading in self._admission.waiting]
+        for id in dict.fromkeys([*jobs, *scoring, *waiting]):
             self._drop(id)  # other choices of it may still wait
             yield id, failed(TRY_AGAIN)
         mx.clear_cache()

@@ -153,7 +153,9 @@ def test_prefixes_of_other_weights_are_not_found(llama: Path, other: Path, tmp_p
     assert second.stats.cached_tokens == 0
 
 
-@pytest.mark.parametrize("change", [{"cache_type": "quantized"}, {"kv_bits": 4}, {"kv_group_size": 32}, {"adapter": "a"}])
+@pytest.mark.parametrize(
+    "change", [{"cache_type": "quantized"}, {"kv_bits": 4}, {"kv_group_size": 32}, {"adapter": "a"}]
+)
 def test_a_fingerprint_tells_entries_apart_whose_keys_and_values_differ(llama: Path, change: dict[str, Any]) -> None:
     plain = fingerprint(llama, ModelSpec(id="m", path=str(llama)), "none")
     assert plain == fingerprint(llama, ModelSpec(id="n", path=str(llama)), "none")

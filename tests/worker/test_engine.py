@@ -690,3 +690,16 @@ def test_nothing_is_left_after_hundreds_of_requests_and_cancellations(shapes: di
     assert not session.engine.busy
     gc.collect()
     assert mx.get_active_memory() - before < 200_000
+
+
+def test_an_admission_that_raises_gives_up_what_waits_and_ends(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(5), 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Limits, "refuses", lambda *_: 1 / 0)
+        session.step()
+    assert [event.error for event in session.events[1] if isinstance(event, Failed)] == ["Unavailable"]
+    assert not session.engine.busy
+    session.submit(2, prompt(5), 4)
+    session.run()
+    assert session.generated(2) == greedy(llama, prompt(5), 4)
