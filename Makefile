@@ -46,10 +46,10 @@ format: develop
 bench: install
 	$(BIN)/openai-gateway bench --start "$(or $(MODEL),tiny)" --rounds 3 $(ARGS)
 
-# Trains the embedded model again from nothing: about 70 minutes on two cores.
+# Trains the embedded model again from nothing: about an hour on two cores, more beside other work.
 demo-model: develop
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
-	$(BIN)/python -m openai_gateway.demo.training.train
+	OMP_WAIT_POLICY=passive $(BIN)/python -m openai_gateway.demo.training.train
 
 clean:
 	rm -rf .venv .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
