@@ -253,7 +253,6 @@ async def test_the_model_setting_comes_first_whatever_it_names(folder: Path) -> 
         ("models: [{id: a, path: mine}, {id: b, path: mine, aliases: [a]}]", "a names more than one model"),
         ("models: [{id: a, path: ./elsewhere}]", "there is no folder ./elsewhere"),
         ("models: {a: mine}", "models"),
-        ("models: [{id: a, path: mine, draft_model: mine}]", "draft_model is reserved"),
         ("models: [{id: a, path: mine, adapter: ./none}]", "there is no folder ./none"),
     ],
 )
