@@ -46,6 +46,8 @@ TRY_AGAIN = Unavailable("The model could not go on with this request; please try
 
 TRIMMABLE = (KVCache, QuantizedKVCache)
 """Caches whose last positions can be taken back."""
+LONG = 512
+"""Cached tokens from which on a prompt is read alone."""
 LEAST = 32
 """Tokens of a long prompt that are read at each step, however many short ones there are."""
 
@@ -293,12 +295,10 @@ class Engine:
         All of it is about as much as running answers may be held up for, but at least some of the long one.
         """
         room = self._tokens_to_read()
-        finishing: list[Reading] = []
-        for reading in sorted(self._reading, key=lambda reading: reading.left):
-            longest = max(reading.left, *(other.left for other in finishing), 0)
-            if longest * (len(finishing) + 1) <= room:
-                finishing.append(reading)
-        long = [reading for reading in self._reading if reading not in finishing]
+        finishing = self._finishable(room)
+        # Not those that are read alone: their turn comes when they are the oldest.
+        others = [reading for reading in self._reading if reading not in finishing]
+        long = [reading for reading in others if reading.left > room or reading.done <= LONG]
         room -= sum(reading.left for reading in finishing)
         yield from self._finish(finishing)
         if long:
@@ -306,6 +306,21 @@ class Engine:
             room = max(room, min(LEAST, self._limits.prefill_step))
             if reading.left > 1:
                 yield from self._guarded([reading.job], self._read_part(reading, reading.part(room)), TRY_AGAIN)
+
+    def _finishable(self, room: int) -> list[Reading]:
+        """Prompts to be read to their end now: as many short ones as `room` has place for, padded to the longest.
+
+        One whose beginning is long and cached is read alone when it is the oldest. Together they are no faster, as
+        attention to what is cached is most of the work, and all of them would wait until the last is read.
+        """
+        near = [reading for reading in self._reading if reading.left <= room]
+        if near and near[0].done > LONG:
+            return near[:1]
+        finishing: list[Reading] = []
+        for reading in sorted(near, key=lambda reading: reading.left):
+            if reading.done <= LONG and reading.left * (len(finishing) + 1) <= room:
+                finishing.append(reading)
+        return finishing
 
     def _tokens_to_read(self) -> int:
         """Prompt tokens to read in this step. Attention makes those of long prompts ever slower."""
