@@ -18,12 +18,14 @@ WORTH_WAITING = 128
 GROWTH = 256
 """Tokens that a newcomer must have room for behind its prompt: the first step by which mlx-lm's caches grow."""
 WASTE = 8
-"""A batch of its own pays once the padding in a shared one would take more than this part of the memory."""
+"""A batch of its own pays once the padding in a shared one would take more than this part of the memory …"""
+LITTLE = 64 * 2**20
+"""… or more bytes than the weights, and these: padding is read at each step, as the weights are for each batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large an engine may get. `room` is bytes for the keys and values of what runs.
+    """How large an engine may get, in bytes: `room` for the keys and values of what runs; the model has `weights`.
 
     At most `prefill_step` prompt tokens are read between two decode passes, and fewer where they would take longer than
     about `max_stall` seconds.
@@ -33,6 +35,7 @@ class Limits:
     prefill_step: int = 512
     max_stall: float = 0.2
     room: int = 1 << 62
+    weights: int = 1 << 62
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
 
     def refuses(self, rows: int, length: int) -> bool:
@@ -51,7 +54,7 @@ class Limits:
         """
         apart = self.footprint.batch(rows, length)
         costs = [(self._joining(batch, rows, length), place) for place, batch in enumerate(batches)]
-        if not costs or min(costs)[0] - apart > self.room // WASTE:
+        if not costs or min(costs)[0] - apart > min(self.room // WASTE, max(self.weights, LITTLE)):
             return None
         return batches[min(costs)[1]]
 

@@ -49,6 +49,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
             prefill_step=order.prefill_step,
             max_stall=order.max_stall,
             room=budget.room - kept,
+            weights=budget.weights,
             footprint=loaded.footprint,
         ),
         memory_limit=loaded.budget.limit,

@@ -109,10 +109,8 @@ class Engine:
         self._keeping = Keeping(prefixes)
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
-        self._read_before = 0
-        """Prompt tokens that the last step read."""
         self._pace = math.inf
-        """Prompt tokens read in a second, with a decode pass between, when that was done last."""
+        """Prompt tokens read in a second, when a part was read last."""
         self._totals: Counter[str] = Counter()
 
     @property
@@ -180,13 +178,8 @@ class Engine:
         self._dropped.clear()
         out += self._admit()
         out += self._score()
-        began, read = time.monotonic(), self._totals["read_tokens"]
         out += self._read()
         out += self._decode()
-        # What was waited for is the pass of the step before, behind what was read in that step.
-        if self._read_before >= LEAST and self._batches:
-            self._pace = self._read_before / (time.monotonic() - began)
-        self._read_before = self._totals["read_tokens"] - read
         self._totals["steps"] += 1
         if not self.busy:
             mx.clear_cache()
@@ -329,7 +322,9 @@ class Engine:
         return int(min(self._limits.prefill_step, max(LEAST, self._pace * self._limits.max_stall)))
 
     def _read_part(self, reading: Reading, count: int) -> Iterator[Out]:
+        began = time.monotonic()
         prompts.read_part(self._model, reading, count)
+        self._pace = count / (time.monotonic() - began)
         self._totals["read_tokens"] += count
         mx.clear_cache()
         self._keeping.snapshot(reading)

@@ -68,10 +68,10 @@ def groups(readings: Sequence[Reading], vocabulary: int) -> list[list[Reading]]:
 
 
 def read_part(model: Model, reading: Reading, count: int) -> None:
-    """Reads `count` more tokens, not all that are left. The pass runs on when this returns."""
+    """Reads `count` more tokens, not all that are left, and waits for it: passes that pile up hold others up longer."""
     part = reading.tokens[reading.done : reading.done + count]
     model(mx.array([part]), cache=reading.cache)
-    mx.async_eval([cache.state for cache in reading.cache])
+    mx.eval([cache.state for cache in reading.cache])
     reading.done += count
 
 
