@@ -27,6 +27,7 @@ from pydantic_settings import (
 PREFIX = "OPENAI_GATEWAY_"
 MODELS_FILE = Path("models.yaml")
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+"""The names to answer to where the server is bound to the machine it runs on."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Size = Annotated[int, Field(ge=1024, le=2**31)]

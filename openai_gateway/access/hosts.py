@@ -16,9 +16,6 @@ from openai_gateway.errors import GatewayError, InvalidRequest, PermissionDenied
 
 HOST = re.compile(rb"[A-Za-z0-9._:%\[\]-]+")
 
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-"""The names to allow where the server is bound to the machine it runs on."""
-
 
 class Hosts:
     """Lets requests for the `allowed` names pass, with any port; `*` allows every name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping
 from contextlib import aclosing
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -13,7 +13,6 @@ from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.chat import chat_completion as answer
 from openai.types.chat import chat_completion_chunk as part
-from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,11 +21,12 @@ from openai_gateway.api import body
 from openai_gateway.api.logprobs import all_entries, entries, sliced
 from openai_gateway.api.messages import MessageBody
 from openai_gateway.api.stencil import HOLE, Stencil, encode
+from openai_gateway.api.usage import prefix_cache, usage
 from openai_gateway.errors import InvalidRequest, UnsupportedParameter
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
-from openai_gateway.types import ChatRequest, Delta, Effort, Event, FinishReason, Started, Usage
+from openai_gateway.types import ChatRequest, Delta, Effort, Event, FinishReason
 
 
 class ChatBody(body.Body):
@@ -276,28 +276,3 @@ class Shapes:
         return self._frame(
             [part.Choice(index=self._index, delta=delta, finish_reason=finish_reason, logprobs=logprobs)]
         )
-
-
-def usage(used: Usage) -> CompletionUsage:
-    """Tokens, in OpenAI's shape."""
-    return CompletionUsage(
-        prompt_tokens=used.prompt_tokens,
-        completion_tokens=used.completion_tokens,
-        total_tokens=used.prompt_tokens + used.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=used.cached_tokens, audio_tokens=0),
-        completion_tokens_details=CompletionTokensDetails(
-            reasoning_tokens=used.reasoning_tokens,
-            audio_tokens=0,
-            accepted_prediction_tokens=0,
-            rejected_prediction_tokens=0,
-        ),
-    )
-
-
-def prefix_cache(begun: Iterable[Event | None]) -> dict[str, str]:
-    """How many tokens of the prompts were cached when they `Started`, and where a single one left what is."""
-    started = [event for event in begun if isinstance(event, Started)]
-    value = f"hit={sum(event.cached_tokens for event in started)}"
-    if len(started) == 1 and started[0].diverged_at is not None:
-        value += f"; diverged={started[0].diverged_at}"
-    return {"x-prefix-cache": value}

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openai_gateway.api import body
-from openai_gateway.api.chat import prefix_cache, usage
 from openai_gateway.api.logprobs import Layout, sliced
 from openai_gateway.api.stencil import HOLE, Stencil, encode
+from openai_gateway.api.usage import prefix_cache, usage
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings

@@ -26,6 +26,17 @@ Scored = tuple[float, Likeliest]
 """The log-probability of a token, and the likeliest in its place."""
 
 
+class Float32:
+    """A model with its logits in float32: 16 bits leave log-probabilities two or three digits."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits.astype(mx.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Entries:
     """Log-probabilities of the rows that asked for them, not read from the device yet."""

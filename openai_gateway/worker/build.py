@@ -6,20 +6,23 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
 from openai_gateway.types import ModelSpec
 from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
-from openai_gateway.worker.engine import TRIMMABLE, Engine, Float32
+from openai_gateway.worker.batch import Float32
+from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import Loaded, computable, fetch
 from openai_gateway.worker.memory import gigabytes, weight_bytes
 from openai_gateway.worker.prefixes import Prefixes
-from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup
+from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup, trimmable
 from openai_gateway.worker.spill import Spill
 
 logger = logging.getLogger(__name__)
@@ -79,11 +82,11 @@ def fingerprint(folder: Path, spec: ModelSpec, quantization: str) -> str:
 
 def _drafter(loaded: Loaded, spec: ModelSpec) -> tuple[Callable[[], Drafter] | None, int]:
     """What makes a drafter for a row, and the bytes that its weights take."""
-    trimmable = all(type(layer) in TRIMMABLE for layer in loaded.make_cache())
+    caches = loaded.make_cache()
     if spec.draft_model is None:
-        return (Lookup if trimmable and spec.speculation == "lookup" else None), 0
-    if not trimmable:
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in loaded.make_cache()}))
+        return (Lookup if trimmable(caches) and spec.speculation == "lookup" else None), 0
+    if not trimmable(caches):
+        kinds = ", ".join(sorted({type(cache).__name__ for cache in caches}))
         raise ValueError(f"draft_model: guesses cannot be taken back out of {kinds}")
     return _draft_model(loaded, spec.draft_model)
 
@@ -96,8 +99,8 @@ def _draft_model(loaded: Loaded, path: str) -> tuple[Callable[[], Drafter], int]
     own = loaded.prompts.tokenizer
     if tokenizer.encode(PROBE) != own.encode(PROBE) or tokenizer.get_vocab() != own.get_vocab():
         raise ValueError(f"draft_model: {path} has other tokens than the model that it drafts for")
-    drafts = Float32(model)
-    if not all(type(layer) in TRIMMABLE for layer in drafts.make_cache()):
+    drafts, make_cache = Float32(model), partial(make_prompt_cache, model)
+    if not trimmable(make_cache()):
         raise ValueError(f"draft_model: the caches of {path} cannot take a guess back")
-    size = min(loaded.prompts.vocab_size, int(drafts(mx.array([[0]]), drafts.make_cache()).shape[-1]))
-    return lambda: DraftModel(drafts, drafts.make_cache, size), weight_bytes(model)
+    size = min(loaded.prompts.vocab_size, int(drafts(mx.array([[0]]), make_cache()).shape[-1]))
+    return lambda: DraftModel(drafts, make_cache, size), weight_bytes(model)

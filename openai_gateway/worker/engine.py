@@ -3,8 +3,8 @@
 `Engine` knows requests, rows and events; it knows nothing of sockets or templates. Everything here runs on the one
 thread that owns the model (mlx arrays that are not evaluated yet belong to the thread that made them).
 
-One step: admit who fits → read a bounded part of the prompts → one decode pass → report. Reading and decoding are
-handed to the device without waiting for either, so both are computed while the tokens of the last pass are reported.
+One step: admit who fits → read a bounded part of the prompts → one decode pass → report. The decode pass is computed
+while the tokens of the one before are reported.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from openai_gateway.errors import GatewayError, InsufficientMemory, Unavailable
 from openai_gateway.types import Delta, Echo, Event, Failed, Progress, Started, Stats, TokenLogprob
 from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.admission import Admission, Limits, youngest
-from openai_gateway.worker.batch import Cache, Decoding, Scored
+from openai_gateway.worker.batch import Cache, Decoding, Float32, Scored
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.keeping import Keeping
 from openai_gateway.worker.parse import TextPath
@@ -33,7 +32,7 @@ from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.reading import Reading
 from openai_gateway.worker.rows import Row
 from openai_gateway.worker.scoring import Scoring
-from openai_gateway.worker.speculation import Drafter, Speculation
+from openai_gateway.worker.speculation import Drafter, Speculation, trimmable
 from openai_gateway.worker.spelling import answer_entry, echo
 
 logger = logging.getLogger(__name__)
@@ -44,27 +43,8 @@ Out = tuple[int, Event]
 INTERNAL = GatewayError("The server failed on this request.")
 TRY_AGAIN = Unavailable("The model could not go on with this request; please try again.")
 
-TRIMMABLE = (KVCache, QuantizedKVCache)
-"""Caches whose last positions can be taken back."""
-LONG = 512
-"""Cached tokens from which on a prompt is read alone."""
 LEAST = 32
 """Tokens of a long prompt that are read at each step, however many short ones there are."""
-
-
-class Float32:
-    """A model with its logits in float32: 16 bits leave log-probabilities two or three digits."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
-        logits: mx.array = self._model(tokens, cache=cache)
-        return logits.astype(mx.float32)
-
-    def make_cache(self) -> Any:
-        """Where mlx-lm asks a model for its caches."""
-        return make_prompt_cache(self._model)
 
 
 class Engine:
@@ -86,11 +66,11 @@ class Engine:
         limits: Limits,
         memory_limit: int = 0,
         batched: bool = True,
-        make_cache: Callable[[], Cache] | None = None,
+        make_cache: Callable[[], Cache],
         drafter: Callable[[], Drafter] | None = None,
     ) -> None:
         self._model = Float32(model)
-        self._make_cache: Callable[[], Cache] = make_cache or self._model.make_cache
+        self._make_cache = make_cache
         self._table = table
         self._eos = frozenset(eos)
         self._open_text = open_text
@@ -102,7 +82,7 @@ class Engine:
         self._prefixes = prefixes
         self._admission = Admission(self._limits, prefixes)
         # A wrong guess is taken back out of the caches, which a sliding window has no way to do.
-        self._drafter = drafter if all(type(layer) in TRIMMABLE for layer in self._make_cache()) else None
+        self._drafter = drafter if trimmable(make_cache()) else None
         self._scoring: dict[int, tuple[Reading, Scoring]] = {}
         self._reading: list[Reading] = []
         self._batches: list[Decoding] = []
@@ -283,37 +263,14 @@ class Engine:
     # Reading
 
     def _read(self) -> Iterator[Out]:
-        """Prompts that can be finished now, the shortest first, and a part of one that cannot.
-
-        All of it is about as much as running answers may be held up for, but at least some of the long one.
-        """
+        """About as much as running answers may be held up for, but at least some of a long prompt."""
         room = self._tokens_to_read()
-        finishing = self._finishable(room)
-        # Not those that are read alone: their turn comes when they are the oldest.
-        others = [reading for reading in self._reading if reading not in finishing]
-        long = [reading for reading in others if reading.left > room or reading.done <= LONG]
+        finishing, long = prompts.next_to_read(self._reading, room)
         room -= sum(reading.left for reading in finishing)
         yield from self._finish(finishing)
-        if long:
-            reading = min(long, key=lambda reading: reading.job.priority)
-            room = max(room, min(LEAST, self._limits.prefill_step))
-            if reading.left > 1:
-                yield from self._guarded([reading.job], self._read_part(reading, reading.part(room)), TRY_AGAIN)
-
-    def _finishable(self, room: int) -> list[Reading]:
-        """Prompts to be read to their end now: as many short ones as `room` has place for, padded to the longest.
-
-        One whose beginning is long and cached is read alone when it is the oldest. Together they are no faster, as
-        attention to what is cached is most of the work, and all of them would wait until the last is read.
-        """
-        near = [reading for reading in self._reading if reading.left <= room]
-        if near and near[0].done > LONG:
-            return near[:1]
-        finishing: list[Reading] = []
-        for reading in sorted(near, key=lambda reading: reading.left):
-            if reading.done <= LONG and reading.left * (len(finishing) + 1) <= room:
-                finishing.append(reading)
-        return finishing
+        if long is not None:
+            count = long.part(max(room, min(LEAST, self._limits.prefill_step)))
+            yield from self._guarded([long.job], self._read_part(long, count), TRY_AGAIN)
 
     def _tokens_to_read(self) -> int:
         """Prompt tokens to read in this step. Attention makes those of long prompts ever slower."""

@@ -62,7 +62,7 @@ class Prefixes:
         self._shared = shared
         self._partitions: dict[str, Partition] = {}
         self._clock = 0
-        self._spill = spill if self._capacity > 0 else None
+        self._spill = spill if self.keeping else None
         self._filed: dict[str, Node] = {}
         if self._spill is not None:
             self._restore(self._spill)
@@ -111,7 +111,7 @@ class Prefixes:
 
         None if none are needed, or that cannot be told any more.
         """
-        return self._layout.snapshot(cache, back) if self._capacity > 0 else None
+        return self._layout.snapshot(cache, back) if self.keeping else None
 
     def keep(self, owner: str, tokens: Sequence[int], cache: list[Any], snapshots: Mapping[int, Snapshot]) -> None:
         """Keep what `cache` (one row) holds of `tokens`, all of which it has read; `snapshots` by their lengths.
@@ -119,7 +119,7 @@ class Prefixes:
         Only what is new is copied. Where snapshots are needed, nothing behind the last one is of use, nor kept.
         ValueError if cache, tokens and snapshots do not belong together.
         """
-        if self._capacity <= 0:
+        if not self.keeping:
             return
         self._layout.check(cache, len(tokens), snapshots)
         key = self._key(owner)

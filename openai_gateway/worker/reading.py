@@ -16,6 +16,8 @@ from openai_gateway.worker.snapshots import Snapshot
 
 LOGITS = 2**24
 """Most logits that are computed to need only the last of each row: 64 MB. It saves a pass for one token each."""
+LONG = 512
+"""Cached tokens from which on a prompt is read alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +60,31 @@ class Reading:
         return len(self.choices)
 
 
+def next_to_read(readings: Sequence[Reading], room: int) -> tuple[list[Reading], Reading | None]:
+    """Which prompts, the oldest first, to read to their end now, and of which other one to read a part.
+
+    Those that end are as many short ones as `room` tokens hold, padded to the longest. One whose beginning is long and
+    cached is read alone when it is the oldest. Together they are no faster, as attention to what is cached is most of
+    the work, and all of them would wait until the last is read.
+    """
+    near = [reading for reading in readings if reading.left <= room]
+    ending: list[Reading] = []
+    if near and near[0].done > LONG:
+        ending = near[:1]
+    else:
+        for reading in sorted(near, key=lambda reading: reading.left):
+            if reading.done <= LONG and reading.left * (len(ending) + 1) <= room:
+                ending.append(reading)
+    # Nothing of the others that are read alone: their turn comes when they are the oldest.
+    others = [one for one in readings if one not in ending and (one.left > room or (one.left > 1 and one.done <= LONG))]
+    return ending, min(others, key=lambda reading: reading.job.priority, default=None)
+
+
 def groups(readings: Sequence[Reading], vocabulary: int) -> list[list[Reading]]:
     """Those that one pass can read to their end. In two passes, rows of a last token only would sit out the first."""
     ones = [reading for reading in readings if reading.left == 1]
     others = [reading for reading in readings if reading.left > 1]
-    if len(readings) * max((reading.left for reading in readings), default=0) * vocabulary <= LOGITS:
+    if _is_cheap([reading.left for reading in readings], vocabulary):
         ones, others = [*ones, *others], []
     return [group for group in (ones, others) if group]
 
@@ -110,12 +132,18 @@ def begin_together(model: Model, readings: Sequence[Reading], cache: Cache, logi
 
 def _last_logits(model: Model, rest: list[list[int]], cache: Cache, vocabulary: int) -> mx.array:
     """One pass that computes every logit where they are few; else one that computes none, and one for last tokens."""
-    if len(rest) * max(map(len, rest)) * vocabulary <= LOGITS or max(map(len, rest)) == 1:
+    if _is_cheap([len(tokens) for tokens in rest], vocabulary):
         logits = _forward(model, rest, cache)
         return logits[mx.arange(len(rest)), mx.array([len(tokens) - 1 for tokens in rest])]
     _forward(model, [tokens[:-1] for tokens in rest], cache)
     mx.async_eval([layer.state for layer in cache])
     return model(mx.array([tokens[-1:] for tokens in rest]), cache=cache)[:, -1]
+
+
+def _is_cheap(lengths: Sequence[int], vocabulary: int) -> bool:
+    """Whether all logits of one padded pass may be computed; those of single tokens are wanted anyway."""
+    longest = max(lengths, default=0)
+    return longest <= 1 or len(lengths) * longest * vocabulary <= LOGITS
 
 
 def _forward(model: Model, rows: list[list[int]], cache: Cache) -> mx.array:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 Cache = list[Any]
 Model = Callable[..., mx.array]
@@ -26,6 +27,11 @@ PART = 512
 """Tokens that a draft model reads in one pass."""
 PATIENCE = 8
 """Attempts that may come to nothing before that."""
+
+
+def trimmable(caches: Cache) -> bool:
+    """Whether the last positions can be taken back out of these caches, as wrong guesses must be."""
+    return all(type(cache) in (KVCache, QuantizedKVCache) for cache in caches)
 
 
 class Drafter(Protocol):

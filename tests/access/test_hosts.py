@@ -11,7 +11,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from openai_gateway.access.hosts import LOOPBACK, Hosts
+from openai_gateway.access.hosts import Hosts
+from openai_gateway.settings import LOOPBACK
 
 
 async def ok(_: Request) -> Response:

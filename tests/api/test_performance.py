@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from openai_gateway.api.chat import prefix_cache
+from openai_gateway.api.usage import prefix_cache
 from openai_gateway.types import Started
 from tests.support import MODEL, running
 

@@ -703,3 +703,20 @@ def test_an_admission_that_raises_gives_up_what_waits_and_ends(llama: Loaded, mo
     session.submit(2, prompt(5), 4)
     session.run()
     assert session.generated(2) == greedy(llama, prompt(5), 4)
+
+
+def test_a_cancelled_request_gives_its_memory_back_within_one_step(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=512)
+    session.submit(1, prompt(6), 4)
+    session.run()
+    gc.collect()
+    before = mx.get_active_memory()
+    session.submit(2, prompt(450), 50)
+    session.submit(3, prompt(5), 50)
+    while not session.deltas(2):
+        session.step()
+    held = mx.get_active_memory() - before
+    session.engine.cancel(2)
+    session.step()
+    assert session.ids == {3}
+    assert mx.get_active_memory() - before < held / 2

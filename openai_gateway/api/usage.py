@@ -1,0 +1,35 @@
+"""What a request cost, as every surface of OpenAI's shape tells it: in the usage block and in a header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from openai.types import CompletionUsage
+from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
+
+from openai_gateway.types import Event, Started, Usage
+
+
+def usage(used: Usage) -> CompletionUsage:
+    """Tokens, in OpenAI's shape."""
+    return CompletionUsage(
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        total_tokens=used.prompt_tokens + used.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=used.cached_tokens, audio_tokens=0),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=used.reasoning_tokens,
+            audio_tokens=0,
+            accepted_prediction_tokens=0,
+            rejected_prediction_tokens=0,
+        ),
+    )
+
+
+def prefix_cache(begun: Iterable[Event | None]) -> dict[str, str]:
+    """How many tokens of the prompts were cached when they `Started`, and where a single one left what is."""
+    started = [event for event in begun if isinstance(event, Started)]
+    value = f"hit={sum(event.cached_tokens for event in started)}"
+    if len(started) == 1 and started[0].diverged_at is not None:
+        value += f"; diverged={started[0].diverged_at}"
+    return {"x-prefix-cache": value}
