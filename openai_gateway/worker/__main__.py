@@ -1,7 +1,7 @@
 """The worker process: `python -m openai_gateway.worker FD MODEL LOGS` serves one model over the socket FD.
 
-Three threads: one reads frames, one turns requests into prompts, and the main one owns the model and runs the loop:
-drain the inbox, take one step for all rows, send one frame. When the gateway goes away, so does the worker.
+One thread reads frames, others turn requests into jobs, and the main one owns the model and runs the loop: drain the
+inbox, take one step for all rows, send one frame. When the gateway goes away, so does the worker.
 """
 
 from __future__ import annotations
@@ -17,33 +17,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
 
 from openai_gateway import logs
-from openai_gateway.errors import GatewayError
-from openai_gateway.types import Failed
 from openai_gateway.worker import wire
-from openai_gateway.worker.engine import INTERNAL, Engine, Out, failed
-from openai_gateway.worker.prompt import Job, Prompts
+from openai_gateway.worker.arrivals import Arrivals, Item, Refused
+from openai_gateway.worker.engine import Engine, Out
+from openai_gateway.worker.prompt import Job
 
 logger = logging.getLogger("openai_gateway.worker")
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A request that no job could be made of."""
-
-    id: int
-    reason: Failed
-
-
 STATS_EVERY = 0.5
 """Seconds between two reports of how a busy engine is doing; an idle one says so with its heartbeat."""
-
-Inbox = queue.SimpleQueue[Job | Refused | wire.Cancel]
 
 
 def main(fd: int) -> None:
@@ -58,11 +46,9 @@ def main(fd: int) -> None:
         return  # the gateway is gone already
     if not isinstance(order, wire.Load):
         raise SystemExit("the first frame must say what to load")
-    inbox: Inbox = queue.SimpleQueue()
-    requests: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
-    left: set[int] = set()
+    arrivals = Arrivals()
     # From now on: a gateway that goes away takes with it a worker that is still loading, or downloading.
-    threading.Thread(target=_read, args=(incoming, requests, inbox, left), daemon=True).start()
+    threading.Thread(target=_read, args=(incoming, arrivals), daemon=True).start()
 
     # Imports that take seconds, spent after the handshake.
     from openai_gateway.worker.build import build
@@ -83,10 +69,10 @@ def main(fd: int) -> None:
     # What imports and loading made stays: looking through it again and again holds a step up for tens of milliseconds.
     gc.collect()
     gc.freeze()
-    threading.Thread(target=_prepare, args=(loaded.prompts, requests, inbox, left), daemon=True).start()
+    arrivals.prepare(loaded.prompts)
     _tell(sock, wire.Ready(loaded.info))
     with suppress(ConnectionError):
-        _serve(engine, inbox, sock, order.engine.heartbeat)
+        _serve(engine, arrivals.inbox, sock, order.engine.heartbeat)
 
 
 def _tell(sock: socket.socket, message: wire.FromWorker) -> None:
@@ -95,49 +81,29 @@ def _tell(sock: socket.socket, message: wire.FromWorker) -> None:
         sock.sendall(wire.encode(message))
 
 
-def _read(incoming: Iterator[bytes], requests: queue.SimpleQueue[wire.Generate], inbox: Inbox, left: set[int]) -> None:
-    """Sort frames: cancellations overtake requests that are still being made into prompts."""
+def _read(incoming: Iterator[bytes], arrivals: Arrivals) -> None:
     try:
         for frame in incoming:
             match wire.decode_to_worker(frame):
                 case wire.Generate() as request:
-                    requests.put(request)
+                    arrivals.add(request)
                 case wire.Cancel() as cancel:
-                    left.add(cancel.id)
-                    inbox.put(cancel)
+                    arrivals.cancel(cancel)
     except (ConnectionError, ValueError, msgspec.MsgspecError):
         logger.exception("the gateway cannot be heard any more")
     finally:
         os._exit(0)  # whatever the main thread is in the middle of: nobody can ask for it or use it
 
 
-def _prepare(prompts: Prompts, requests: queue.SimpleQueue[wire.Generate], inbox: Inbox, left: set[int]) -> None:
-    """Make jobs, one after the other; not of requests that were cancelled while they waited (`left`)."""
-    while True:
-        generate = requests.get()
-        cancelled = generate.id in left
-        left.difference_update([id for id in set(left) if id <= generate.id])  # a copy: `_read` may add to it now
-        if cancelled:
-            continue
-        try:
-            inbox.put(prompts.job(generate.id, generate.request))
-        except GatewayError as error:
-            inbox.put(Refused(generate.id, failed(error)))
-        except Exception:
-            logger.exception("request %d failed while its prompt was made", generate.id)
-            inbox.put(Refused(generate.id, failed(INTERNAL)))
-
-
-def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) -> None:
+def _serve(engine: Engine, inbox: queue.SimpleQueue[Item], sock: socket.socket, heartbeat: float) -> None:
     """The loop. It looks into the inbox before every step, so a newcomer waits for one step at the most."""
-    gone: set[int] = set()
     reported, more = 0.0, False
     while True:
         out: list[Out] = []
         try:
             item = inbox.get(block=not (engine.busy or more), timeout=heartbeat)
             while True:
-                out += _take(engine, item, gone)
+                out += _take(engine, item)
                 item = inbox.get_nowait()
         except queue.Empty:
             pass
@@ -151,20 +117,14 @@ def _serve(engine: Engine, inbox: Inbox, sock: socket.socket, heartbeat: float) 
         more = engine.idle()
 
 
-def _take(engine: Engine, item: Job | Refused | wire.Cancel, gone: set[int]) -> list[Out]:
-    """Act on one message. `gone` holds requests that were cancelled, perhaps before their prompt was ready."""
-    if isinstance(item, wire.Cancel):
-        engine.cancel(item.id)
-        gone.add(item.id)
-        return []
-    cancelled = item.id in gone
-    # Prompts are made in the order of their ids: whatever is older than this one has been seen or is finished.
-    gone.difference_update([id for id in gone if id <= item.id])
-    if cancelled:
-        return []
-    if isinstance(item, Refused):
-        return [(item.id, item.reason)]
-    engine.submit(item)
+def _take(engine: Engine, item: Item) -> list[Out]:
+    match item:
+        case wire.Cancel():
+            engine.cancel(item.id)
+        case Refused():
+            return [(item.id, item.reason)]
+        case Job():
+            engine.submit(item)
     return []
 
 

@@ -86,13 +86,36 @@ def title(grammar: Grammar) -> str:
     return f"{grammar.param} '{grammar.name}'" if grammar.name else grammar.param
 
 
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """The tokens that end a thought."""
+
+    answer: tuple[int, ...] = ()
+    """So that an answer follows."""
+    any: tuple[int, ...] = ()
+    """So that an answer or, in harmony, a call follows."""
+
+    @classmethod
+    def of(cls, encode: Callable[[str], list[int]], tags: Tags | None, *, harmony: bool) -> Endings:
+        """Those of a model that thinks between `tags`, or in harmony's channels; `encode` makes tokens of markup."""
+        if harmony:
+            header = "<|end|><|start|>assistant"
+            return cls(tuple(encode(header + HARMONY_ANSWER)), tuple(encode(header)))
+        if tags is None:
+            return cls()
+        # `</think>` as the templates of its families write it.
+        text = f"\n{tags.end}\n\n" if tags.end == THINK.end else "".join([tags.end, *tags.answer[:1]])
+        ending = tuple(encode(text))
+        return cls(ending, ending)
+
+
 @dataclass(frozen=True)
 class Forms:
-    """Makes the forms of one model's answers. `encode` makes tokens of markup; `tags` and `ids` say how it thinks."""
+    """Makes the forms of one model's answers, on any thread; `tags` and `ids` say how it thinks."""
 
     grammars: Grammars
     table: TokenTable
-    encode: Callable[[str], list[int]]
+    endings: Endings
     tags: Tags | None = None
     ids: HarmonyTokens | None = None
 
@@ -143,13 +166,10 @@ class Forms:
 
     def _budget(self, limit: int, start_in: str | None, *, tools: bool) -> Budget:
         channels = partial(self._channels, start_in)
-        if self.ids is not None:
-            ending = "<|end|><|start|>assistant" + ("" if tools else HARMONY_ANSWER)
-            return Budget(limit, tuple(self.encode(ending)), channels, self.ids.channel, self._thoughts)
-        end, answer = (self.tags.end, self.tags.answer) if self.tags is not None else ("", ())
-        # `</think>` as the templates of its families write it.
-        ending = f"\n{end}\n\n" if end == THINK.end else "".join([end, *answer[:1]])
-        return Budget(limit, tuple(self.encode(ending)), channels)
+        ending = self.endings.any if tools else self.endings.answer
+        if self.ids is None:
+            return Budget(limit, ending, channels)
+        return Budget(limit, ending, channels, self.ids.channel, self._thoughts)
 
     def _channels(self, start_in: str | None) -> Channels:
         if self.ids is not None:

@@ -1,8 +1,8 @@
 """Compiles what a request says of the form of its answers, for the tokens of one model.
 
-Runs on the thread that makes prompts. A grammar takes a millisecond or two, a large one half a second; one that is
-meant to harm is bounded in size, in llguidance's own measures and in time. Python's lock is free meanwhile, so the
-engine goes on.
+Runs beside the threads that make prompts and the model's steps, and Python's lock is free meanwhile. A grammar takes a
+millisecond or two, a large one half a second; one that is meant to harm is bounded in size, in llguidance's own
+measures and in time.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from operator import itemgetter
+from threading import Lock, Semaphore
 from time import monotonic
 from typing import cast
 
@@ -32,7 +32,9 @@ TOTAL = 1024 * 1024
 CACHED = 64
 """Most grammars that are kept; fewer if they are large."""
 PATIENCE = 5.0
-"""Seconds that one may take."""
+"""Seconds of compiling after which no further part of a grammar is begun."""
+COMPILERS = 2
+"""Most that are compiled at a time; each takes a core."""
 
 
 class Grammars:
@@ -48,7 +50,8 @@ class Grammars:
         # Without bytes of its own for each token, or an end, no answer can be held to anything.
         self._tokenizer = _tokenizer(table, self.eos) if table.exact and self.eos else None
         self._cache: LRUCache[bytes, tuple[LLMatcher, int]] = LRUCache(2 * TOTAL, getsizeof=itemgetter(1))
-        self._compilers = ThreadPoolExecutor(2, "grammar")
+        self._cached = Lock()
+        self._compiling = Semaphore(COMPILERS)
 
     def lark(self) -> Lark:
         """To write a grammar for this model with."""
@@ -60,17 +63,22 @@ class Grammars:
         Raises `InvalidRequest`, which names the part of the request that is at fault.
         """
         source = lark.source(start)
-        key = sha256(source.encode()).digest()
-        if (known := self._cache.get(key)) is not None:
-            return known[0]
         if len(source) > TOTAL:
             raise _refusal(lark.parts, f"all of them together are longer than {TOTAL} characters")
-        try:
-            matcher = self._compilers.submit(self._compile, lark.parts, source).result(self._patience)
-        except TimeoutError:
-            raise _refusal(lark.parts, "it takes too long to compile") from None
-        self._cache[key] = matcher, max(len(source), 2 * TOTAL // CACHED)
+        key = sha256(source.encode()).digest()
+        if (known := self._known(key)) is not None:
+            return known
+        with self._compiling:
+            if (known := self._known(key)) is not None:
+                return known  # somebody else asked for the same meanwhile
+            matcher = self._compile(lark.parts, source)
+        with self._cached:
+            self._cache[key] = matcher, max(len(source), 2 * TOTAL // CACHED)
         return matcher
+
+    def _known(self, key: bytes) -> LLMatcher | None:
+        with self._cached:
+            return self._cache.get(key, (None, 0))[0]
 
     def behind(self, matcher: LLMatcher, given: Sequence[int]) -> LLMatcher:
         """The same behind the first tokens of an output, which the prompt holds already.
@@ -89,9 +97,12 @@ class Grammars:
         return matcher
 
     def _compile(self, parts: list[Part], source: str) -> LLMatcher:
+        deadline = monotonic() + self._patience
         # By itself each part says more of what is wrong with it, and all that nothing fits is found.
         for part in parts:
             self._begun([part], part.alone)
+            if monotonic() > deadline:
+                raise _refusal([part], "it takes too long to compile")
         return self._begun(parts, source)
 
     def _begun(self, parts: list[Part], source: str) -> LLMatcher:

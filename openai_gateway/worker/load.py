@@ -22,7 +22,7 @@ from mlx_lm.utils import _download, load_adapters, load_model, load_tokenizer
 from openai_gateway import reasoning
 from openai_gateway.types import Defaults, ModelInfo, ModelSpec
 from openai_gateway.worker import memory, quantize, wire
-from openai_gateway.worker.answers import Forms
+from openai_gateway.worker.answers import Endings, Forms
 from openai_gateway.worker.calls import formats
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.grammar import Grammars
@@ -165,7 +165,9 @@ def _prompts(
         forms=Forms(
             grammars=Grammars(table, tokenizer.eos_token_ids),
             table=table,
-            encode=partial(tokenizer.encode, add_special_tokens=False),
+            endings=Endings.of(
+                partial(tokenizer.encode, add_special_tokens=False), thinking.tags, harmony=harmony is not None
+            ),
             tags=thinking.tags,
             ids=harmony,
         ),

@@ -56,6 +56,8 @@ class Job:
     """Most tokens of reasoning; 0 is none, None leaves it to the model."""
     offer: Offer | None = None
     """The tools that it may call; None for no calls at all."""
+    given: list[int] | None = None
+    """The beginning of an answer that is to be continued: the last of `tokens`."""
     form: Form | None = None
     """What its output is held to, where the model may not say anything."""
     owner: str = ""
@@ -87,6 +89,10 @@ class Prompts:
 
     def job(self, id: int, request: Request) -> Job:
         """Raises `InvalidRequest` (with the parameter's name) for what this model cannot take."""
+        return self.held(self.draft(id, request), request)
+
+    def draft(self, id: int, request: Request) -> Job:
+        """A job that lacks its form. One at a time: tokenizers are not for several threads."""
         self._refuse_hopeless(request)
         sampling = self._complete(request.sampling)
         outside = [t for t in (*sampling.logit_bias, *sampling.stop_token_ids) if not 0 <= t < self.vocab_size]
@@ -95,9 +101,11 @@ class Prompts:
             raise InvalidRequest(f"Token id {outside[0]} is outside the vocabulary of {self.vocab_size}.", param=param)
         if isinstance(request, ChatRequest):
             offer = Offer.of(request)
+            given = self._given(request) if request.continue_final else None
             tokens, opening = self._chat(request, offer, sampling.max_tokens)
+            tokens += given or ()
             job = Job(id, tokens, sampling, 0, chat=True, start_in=opening.start_in, turns=self._turns(tokens))
-            job.thinking_budget, job.offer = opening.budget, offer
+            job.thinking_budget, job.offer, job.given = opening.budget, offer, given
         else:
             tokens = self._completion(request)
             echo = self._text(request.prompt) if request.echo else None
@@ -110,11 +118,18 @@ class Prompts:
         job.max_tokens = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         if job.thinking_budget is not None:
             job.thinking_budget = reasoning.leaving_room(job.thinking_budget, job.max_tokens)
-        job.form = self._form(request, job)
         return job
 
-    def _form(self, request: Request, job: Job) -> Form | None:
-        """What the output is held to."""
+    def holds(self, request: Request) -> bool:
+        """Whether the form of the answers takes time to make."""
+        return request.grammar is not None or (isinstance(request, ChatRequest) and bool(request.tools))
+
+    def held(self, job: Job, request: Request) -> Job:
+        """The job of a draft, on any thread."""
+        job.form = self._form(job, request)
+        return job
+
+    def _form(self, job: Job, request: Request) -> Form | None:
         if self.forms is None:
             if request.grammar is not None:
                 raise InvalidRequest("This model's answers cannot be held to a form.", param=request.grammar.param)
@@ -127,7 +142,7 @@ class Prompts:
             answer=request.grammar,
             calls=self._calls(job.offer),
             budget=job.thinking_budget,
-            given=self._given(request) if request.continue_final else None,
+            given=job.given,
         )
 
     def _calls(self, offer: Offer | None) -> Callable[[Lark], Calls] | None:
@@ -254,9 +269,8 @@ class Prompts:
         thinking = self.thinking
         plan = thinking.plan(request, self.defaults.reasoning_effort, max_tokens)
         messages = [*turns(paired(thinking.shown(request)), plan.hint)]
-        prefix = ""
         if request.continue_final:
-            prefix = messages.pop()["content"] or ""
+            messages.pop()
         messages, tools = self._with_tools(messages, offer)
         if self.template.blocks:
             messages = [in_blocks(turn) for turn in messages]
@@ -264,8 +278,6 @@ class Prompts:
         opening = thinking.opening(request, self.tokenizer.decode(tokens[-16:]), plan.budget)
         if opening.text:
             tokens += self.tokenizer.encode(opening.text, add_special_tokens=False)
-        if prefix:
-            tokens += self._given(request)
         return tokens, opening
 
     def _given(self, request: ChatRequest) -> list[int]:
