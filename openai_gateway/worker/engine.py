@@ -100,12 +100,16 @@ class Engine:
             rows=len(self._running.rows),
             reading=len(self._prefill.readings) + len(self._scoring),
             waiting=len(self._admission.waiting),
-            kv_bytes=self._running.nbytes + self._prefill.nbytes,
+            kv_bytes=self._running.nbytes + self._prefill.nbytes + self._scored_nbytes,
             prefix_bytes=self._prefixes.nbytes,
             memory_bytes=mx.get_active_memory(),
             memory_limit=self._memory_limit,
             **self._totals,
         )
+
+    @property
+    def _scored_nbytes(self) -> int:
+        return sum(layer.nbytes for _, scoring in self._scoring.values() for layer in scoring.cache)
 
     def submit(self, job: Job) -> None:
         """Queue a job; the next step reports that it was accepted."""
@@ -234,19 +238,20 @@ class Engine:
 
     def _score(self) -> Iterator[Out]:
         """They are read here, one after the other."""
-        room = self._scoring_step
+        room = min(self._scoring_step, self._prefill.room(waited_for=bool(self._running.batches)))
         for reading, scoring in list(self._scoring.values()):
             if room > 0:
-                before = len(scoring.logprobs)
-                yield from self._guarded([reading.job], self._score_more(reading, scoring, room), TRY_AGAIN)
-                room -= len(scoring.logprobs) - before
+                count = min(room, scoring.left)
+                yield from self._guarded([reading.job], self._score_more(reading, scoring, count), TRY_AGAIN)
+                room -= count
 
-    def _score_more(self, reading: Reading, scoring: Scoring, room: int) -> Iterator[Out]:
+    def _score_more(self, reading: Reading, scoring: Scoring, count: int) -> Iterator[Out]:
         job = reading.job
-        done = scoring.read(room)
+        with self._prefill.timed(count):
+            scoring.read(count)
         if len(job.tokens) > self._scoring_step:
             yield job.id, Progress(len(scoring.logprobs), len(job.tokens))
-        if done:
+        if not scoring.left:
             del self._scoring[job.id]
             yield job.id, echo(self._table, job, scoring)
             reading.cache, reading.done = scoring.cache, len(job.tokens) - 1

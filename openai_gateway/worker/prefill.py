@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -37,14 +39,20 @@ class Prefill:
         """Of the caches."""
         return sum(layer.nbytes for reading in self.readings for layer in reading.cache)
 
+    def room(self, *, waited_for: bool) -> int:
+        """Most tokens to read in a step; `waited_for`: about as many as running answers may be held up for."""
+        most = self._limits.prefill_step
+        if not waited_for:
+            return most
+        # Attention makes tokens of long prompts ever slower.
+        return int(min(most, max(LEAST, self._pace * self._limits.max_stall)))
+
     def due(self, *, waited_for: bool) -> tuple[list[list[Reading]], Reading | None, int]:
         """Groups to read to their ends now, and of which other one to read a part, of how many tokens.
 
-        `waited_for`: about as much as running answers may be held up for, but at least some of a long prompt.
+        There is room for at least some of a long prompt.
         """
-        room = self._limits.prefill_step
-        if waited_for:  # attention makes tokens of long prompts ever slower
-            room = int(min(room, max(LEAST, self._pace * self._limits.max_stall)))
+        room = self.room(waited_for=waited_for)
         ending, long = prompts.next_to_read(self.readings, room)
         # A prompt with several choices becomes several rows, and so is alone.
         together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._vocabulary)
@@ -52,31 +60,38 @@ class Prefill:
         room -= sum(reading.left for reading in ending)
         return groups, long, long.part(max(room, min(LEAST, self._limits.prefill_step))) if long is not None else 0
 
+    @contextmanager
+    def timed(self, count: int) -> Iterator[None]:
+        """While a part of `count` tokens is read, and waited for."""
+        began = time.monotonic()
+        yield
+        if count >= LEAST:  # fewer say more of what a pass costs by itself
+            self._pace = count / (time.monotonic() - began)
+        self._totals["read_tokens"] += count
+
     def part(self, reading: Reading, count: int) -> None:
         """Reads `count` tokens of a long prompt."""
-        began = time.monotonic()
-        prompts.read_part(self._model, reading, count)
-        self._pace = count / (time.monotonic() - began)
-        self._totals["read_tokens"] += count
+        with self.timed(count):
+            prompts.read_part(self._model, reading, count)
         mx.clear_cache()
         self._keeping.snapshot(reading)
 
     def finish(self, group: list[Reading]) -> Decoding:
         """Reads all that is left of these prompts, and makes a batch of their rows."""
         self._totals["read_tokens"] += sum(reading.left for reading in group)
-        return self._one(group[0]) if len(group) == 1 else self._several(group)
-
-    def _one(self, reading: Reading) -> Decoding:
+        if len(group) > 1:
+            return self._together(group)
+        (reading,) = group
         logits = prompts.read_rest(self._model, reading, self._vocabulary)
         self._keeping.part(reading)
         self.readings.remove(reading)
         cache, reading.cache = reading.cache, []
-        return prompts.begin(self._model, reading, cache, logits)
+        return prompts.begin(self._model, group, cache, logits)
 
-    def _several(self, group: list[Reading]) -> Decoding:
+    def _together(self, group: list[Reading]) -> Decoding:
         cache, logits = prompts.read_together(self._model, group, self._vocabulary)
         self.readings[:] = [reading for reading in self.readings if reading not in group]
-        newcomers = prompts.begin_together(self._model, group, cache, logits)
+        newcomers = prompts.begin(self._model, group, cache, logits)
         for reading in group:
             self._keeping.prompt(reading, newcomers)
         return newcomers

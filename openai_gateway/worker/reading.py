@@ -114,21 +114,15 @@ def read_together(model: Model, readings: Sequence[Reading], vocabulary: int) ->
     return cache, logits
 
 
-def begin(model: Model, reading: Reading, cache: Cache, logits: mx.array) -> Decoding:
-    """The rows of one prompt that is read; each has the prompt in a row of its own."""
-    for row in reading.rows:
-        row.stored = len(reading.tokens)
-    count = len(reading.rows)
-    if count == 1:
-        return Decoding(model, reading.rows, cache, logits, merged=False)
-    return Decoding(model, reading.rows, merge([cache] * count), mx.repeat(logits, count, axis=0), merged=True)
-
-
-def begin_together(model: Model, readings: Sequence[Reading], cache: Cache, logits: mx.array) -> Decoding:
-    """The rows of prompts that were read together."""
+def begin(model: Model, readings: Sequence[Reading], cache: Cache, logits: mx.array) -> Decoding:
+    """The rows of prompts that are read: of several with a row each, or of one that each of its rows gets a copy of."""
+    rows = [row for reading in readings for row in reading.rows]
     for reading in readings:
-        reading.rows[0].stored = len(reading.tokens)
-    return Decoding(model, [reading.rows[0] for reading in readings], cache, logits, merged=True)
+        for row in reading.rows:
+            row.stored = len(reading.tokens)
+    if len(rows) > len(readings):
+        cache, logits = merge([cache] * len(rows)), mx.repeat(logits, len(rows), axis=0)
+    return Decoding(model, rows, cache, logits, merged=len(rows) > 1)
 
 
 def _last_logits(model: Model, rest: list[list[int]], cache: Cache, vocabulary: int) -> mx.array:

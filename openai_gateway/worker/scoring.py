@@ -26,13 +26,16 @@ class Scoring:
         self._tokens = tokens
         self._top = top
 
-    def read(self, chunk: int) -> bool:
-        """Read up to `chunk` more tokens; True when only the last one, which nothing needs to follow, is left."""
+    @property
+    def left(self) -> int:
+        """Tokens that are not read yet, but for the last one, which nothing needs to follow."""
+        return len(self._tokens) - 1 - len(self.logprobs)
+
+    def read(self, count: int) -> None:
+        """Read `count` more tokens, or those that are left."""
         start = len(self.logprobs)
-        inputs = self._tokens[start : min(start + chunk, len(self._tokens) - 1)]
-        if inputs:
+        if inputs := self._tokens[start : start + min(count, self.left)]:
             logits = self._model(mx.array([inputs]), cache=self.cache)[0]
             targets = mx.array(self._tokens[start + 1 : start + 1 + len(inputs)])
             self.logprobs += listed(*likeliest(logits, targets, self._top))
             mx.eval([c.state for c in self.cache])
-        return len(self.logprobs) >= len(self._tokens) - 1

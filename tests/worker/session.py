@@ -76,12 +76,14 @@ class Session:
         *,
         max_batch: int = 16,
         prefill_step: int = 64,
+        max_stall: float = math.inf,
         prefix_bytes: int = 0,
         shared: bool = False,
         batched: bool | None = None,
         room: int = 1 << 62,
         drafter: Callable[[], Drafter] | None = None,
     ) -> None:
+        """How fast this machine is must not decide what a test sees, so nothing stalls unless `max_stall` says so."""
         self.model = Calls(loaded.model)
         self.events: dict[int, list[Event]] = defaultdict(list)
         self.paths: dict[int, list[Recorded]] = defaultdict(list)
@@ -93,8 +95,7 @@ class Session:
             loaded.prompts.tokenizer.eos_token_ids,
             self._open_text,
             prefixes=Prefixes(loaded.make_cache, capacity=prefix_bytes, shared=shared),
-            # How fast this machine is must not decide what a test sees.
-            limits=Limits(max_batch, prefill_step, max_stall=math.inf, room=room, footprint=loaded.footprint),
+            limits=Limits(max_batch, prefill_step, max_stall, room=room, footprint=loaded.footprint),
             batched=loaded.batched if batched is None else batched,
             make_cache=loaded.make_cache,
             drafter=drafter,

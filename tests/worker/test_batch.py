@@ -34,7 +34,7 @@ def begun(loaded: Loaded, tokens: list[int], **sampling: Any) -> Decoding:
     reading = Reading(only.job, tokens, range(1), [only], loaded.make_cache())
     model = Float32(loaded.model)
     logits = prompts.read_rest(model, reading, len(loaded.prompts.table))
-    return prompts.begin(model, reading, reading.cache, logits)
+    return prompts.begin(model, [reading], reading.cache, logits)
 
 
 def steps(batch: Decoding, count: int) -> None:

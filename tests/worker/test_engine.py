@@ -15,6 +15,7 @@ import pytest
 from openai_gateway.types import Delta, Echo, Failed, ModelSpec, Progress, Started
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.load import Loaded, load
+from openai_gateway.worker.prefill import LEAST
 from openai_gateway.worker.prefixes import Found
 from openai_gateway.worker.sampling import Penalties
 from tests.worker import tiny
@@ -590,6 +591,25 @@ def test_many_prompts_to_score_cost_a_step_no_more_than_one(llama: Loaded) -> No
     assert sum(rows * columns for rows, columns in session.model.shapes) == 16
     session.run()
     assert all(session.finish(id) == "length" for id in range(10))
+
+
+def test_a_prompt_that_is_scored_holds_running_answers_up_no_longer_than_one_that_is_read(llama: Loaded) -> None:
+    session = Session(llama, max_stall=0.0)
+    session.submit(1, prompt(5), 40)
+    session.submit(2, prompt(200), 4, echo="x", logprobs=0)
+    session.run()
+    parts = [columns for rows, columns in session.model.shapes if columns > 5]
+    assert parts == [64, *[LEAST] * 4, 199 - 64 - 4 * LEAST]  # how long the first one takes is not known yet
+
+
+def test_a_prompt_that_is_scored_is_counted_like_one_that_is_read(llama: Loaded) -> None:
+    session = Session(llama)
+    session.submit(1, prompt(100), 4, echo="x", logprobs=0)
+    session.step()
+    assert session.engine.stats.kv_bytes > 0
+    session.run()
+    assert session.engine.stats.read_tokens == 100
+    assert session.engine.stats.kv_bytes == 0
 
 
 # Admission

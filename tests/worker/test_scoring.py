@@ -25,8 +25,9 @@ def expected(model: nn.Module, tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("chunk", [1, 3, 16, 19, 500])
 def test_a_prompt_is_scored_the_same_in_chunks_of_any_size(model: nn.Module, chunk: int) -> None:
     scoring = Scoring(model, TOKENS, 3, make_prompt_cache(model))
-    reads = 1
-    while not scoring.read(chunk):
+    reads = 0
+    while scoring.left:
+        scoring.read(chunk)
         reads += 1
     assert reads == -(-(len(TOKENS) - 1) // chunk)
     rows = expected(model, TOKENS)
@@ -39,13 +40,15 @@ def test_a_prompt_is_scored_the_same_in_chunks_of_any_size(model: nn.Module, chu
 
 def test_the_cache_goes_on_where_the_last_token_comes(model: nn.Module) -> None:
     scoring = Scoring(model, TOKENS, 0, make_prompt_cache(model))
-    while not scoring.read(6):
-        pass
+    while scoring.left:
+        scoring.read(6)
     logits = model(mx.array([TOKENS[-1:]]), cache=scoring.cache)[0, -1]
     assert np.allclose(np.array(logits), np.array(model(mx.array([TOKENS]))[0, -1]), atol=1e-3)
 
 
 def test_a_prompt_of_one_token_needs_no_model() -> None:
     scoring = Scoring(None, [65], 5, [])
-    assert scoring.read(10)
+    assert scoring.left == 0
+    scoring.read(0)
+    assert scoring.logprobs == []
     assert scoring.logprobs == []
