@@ -11,6 +11,7 @@ from openai_gateway.worker.memory import Footprint
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.reading import Reading
 from openai_gateway.worker.rows import Row
+from openai_gateway.worker.speculation import LONGEST
 from openai_gateway.worker.tree import common_length
 
 WORTH_WAITING = 128
@@ -37,6 +38,8 @@ class Limits:
     room: int = 1 << 62
     weights: int = 1 << 62
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
+    drafting: Footprint = Footprint(per_token=0)  # noqa: RUF009
+    """Of the caches of a draft model."""
 
     def refuses(self, rows: int, length: int) -> bool:
         """Whether so many rows can never run, also with nothing beside them."""
@@ -46,6 +49,10 @@ class Limits:
         """Bytes that these take, or will when they are read."""
         running = sum(self.footprint.batch(len(batch.rows), batch.longest + 1) for batch in batches)
         return running + sum(self.footprint.batch(reading.width, len(reading.tokens)) for reading in readings)
+
+    def drafts(self, batch: Decoding) -> bool:
+        """Whether there is room for what a draft model reads of the only row that runs, and guesses."""
+        return self.size([batch]) + self.drafting.batch(1, batch.longest + LONGEST) <= self.room
 
     def place(self, batches: Sequence[Decoding], rows: int, length: int) -> Decoding | None:
         """The batch that rows of so many tokens are to join; None: one of their own.

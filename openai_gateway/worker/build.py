@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import Loaded, computable, fetch
-from openai_gateway.worker.memory import gigabytes, weight_bytes
+from openai_gateway.worker.memory import Footprint, footprint, gigabytes, weight_bytes
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup, trimmable
@@ -33,8 +33,8 @@ PROBE = 'The quick brown fox, 12 lazy dogs: naïve café? {"a": [1, 2]}\n\tEnd.'
 
 def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
     """Raises ValueError when the entry asks for what this model cannot do."""
-    drafter, weights = _drafter(loaded, spec)
-    budget = replace(loaded.budget, weights=loaded.budget.weights + weights)
+    guessing = _guessing(loaded, spec)
+    budget = replace(loaded.budget, weights=loaded.budget.weights + guessing.weights)
     kept = budget.kept(order.prefix_cache)
     prefixes = Prefixes(
         loaded.make_cache, capacity=kept, shared=order.share_prefixes, spill=_spill(loaded, spec, order)
@@ -54,11 +54,12 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
             room=budget.room - kept,
             weights=budget.weights,
             footprint=loaded.footprint,
+            drafting=guessing.footprint,
         ),
         memory_limit=loaded.budget.limit,
         batched=loaded.batched,
         make_cache=loaded.make_cache,
-        drafter=drafter,
+        drafter=guessing.drafter,
     )
 
 
@@ -80,18 +81,26 @@ def fingerprint(folder: Path, spec: ModelSpec, quantization: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _drafter(loaded: Loaded, spec: ModelSpec) -> tuple[Callable[[], Drafter] | None, int]:
-    """What makes a drafter for a row, and the bytes that its weights take."""
+@dataclass(frozen=True, slots=True)
+class Guessing:
+    """What makes a drafter for a row, and what a draft model takes: bytes of weights, and of caches."""
+
+    drafter: Callable[[], Drafter] | None
+    weights: int = 0
+    footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
+
+
+def _guessing(loaded: Loaded, spec: ModelSpec) -> Guessing:
     caches = loaded.make_cache()
     if spec.draft_model is None:
-        return (Lookup if trimmable(caches) and spec.speculation == "lookup" else None), 0
+        return Guessing(Lookup if trimmable(caches) and spec.speculation == "lookup" else None)
     if not trimmable(caches):
         kinds = ", ".join(sorted({type(cache).__name__ for cache in caches}))
         raise ValueError(f"draft_model: guesses cannot be taken back out of {kinds}")
     return _draft_model(loaded, spec.draft_model)
 
 
-def _draft_model(loaded: Loaded, path: str) -> tuple[Callable[[], Drafter], int]:
+def _draft_model(loaded: Loaded, path: str) -> Guessing:
     folder = fetch(ModelSpec(id="draft", path=path))
     model, config = load_model(folder)
     computable(model)
@@ -103,4 +112,5 @@ def _draft_model(loaded: Loaded, path: str) -> tuple[Callable[[], Drafter], int]
     if not trimmable(make_cache()):
         raise ValueError(f"draft_model: the caches of {path} cannot take a guess back")
     size = min(loaded.prompts.vocab_size, int(drafts(mx.array([[0]]), make_cache()).shape[-1]))
-    return lambda: DraftModel(drafts, make_cache, size), weight_bytes(model)
+    caches = footprint(model, make_cache)
+    return Guessing(lambda: DraftModel(drafts, make_cache, size), weight_bytes(model), caches)

@@ -38,7 +38,9 @@ class Running:
         return sum(batch.nbytes for batch in self.batches)
 
     def join(self, newcomers: Decoding) -> None:
-        """Takes rows in; their batch is of no use any more."""
+        """Takes rows in; their batch is of no use any more. Nobody runs alone then, so nobody needs a drafter."""
+        for row in self.rows:
+            row.guesses = None
         batch = self._limits.place(self.batches, len(newcomers.rows), newcomers.longest)
         if batch is None:
             self.batches.append(newcomers)
@@ -72,6 +74,9 @@ class Running:
         if self._drafter is None or row.penalties or row.job.sampling.logprobs is not None:
             return []
         if row.guide is not None and row.guide.due(LONGEST + 1):
+            return []
+        if not self._limits.drafts(batch):
+            row.guesses = None
             return []
         row.guesses = row.guesses or Speculation(self._drafter())
         if not row.guesses.due():

@@ -19,6 +19,7 @@ from openai_gateway.worker.channels import PlainChannels
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.guide import Form
 from openai_gateway.worker.load import Loaded
+from openai_gateway.worker.memory import Footprint
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.prompt import Job
@@ -82,6 +83,7 @@ class Session:
         batched: bool | None = None,
         room: int = 1 << 62,
         drafter: Callable[[], Drafter] | None = None,
+        drafting: Footprint = Footprint(per_token=0),  # noqa: B008, a frozen value
     ) -> None:
         """How fast this machine is must not decide what a test sees, so nothing stalls unless `max_stall` says so."""
         self.model = Calls(loaded.model)
@@ -95,7 +97,7 @@ class Session:
             loaded.prompts.tokenizer.eos_token_ids,
             self._open_text,
             prefixes=Prefixes(loaded.make_cache, capacity=prefix_bytes, shared=shared),
-            limits=Limits(max_batch, prefill_step, max_stall, room=room, footprint=loaded.footprint),
+            limits=Limits(max_batch, prefill_step, max_stall, room=room, footprint=loaded.footprint, drafting=drafting),
             batched=loaded.batched if batched is None else batched,
             make_cache=loaded.make_cache,
             drafter=drafter,

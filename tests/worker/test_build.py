@@ -55,6 +55,7 @@ def test_a_draft_model_drafts_and_changes_no_word(llama: Path, other: Path) -> N
     drafting = engine(llama, draft_model=str(other))
     assert drafting._running._drafter is not None
     assert isinstance(drafting._running._drafter(), DraftModel)
+    assert drafting._limits.drafting.per_token > 0
     assert said(drafting, prompt(20)) == said(engine(llama, speculation="none"), prompt(20))
     assert drafting.stats.drafted_tokens > 0
 

@@ -103,6 +103,27 @@ def test_a_model_that_drafts_for_itself_is_always_right(llama: Loaded) -> None:
     assert session.steps < 20
 
 
+def test_nothing_is_guessed_where_there_is_no_room_for_what_a_draft_model_reads(llama: Loaded) -> None:
+    both = llama.footprint.batch(1, 100) + llama.footprint.batch(1, 100 + LONGEST)
+    for room, guesses in ((both, True), (both // 2, False)):
+        session = Session(llama, drafter=draft_model(llama), drafting=llama.footprint, room=room)
+        assert session.ask(prompt(20), 60) == greedy(llama, prompt(20), 60)
+        assert (session.engine.stats.drafted_tokens > 0) is guesses
+
+
+def test_a_draft_model_is_let_go_when_its_row_does_not_run_alone_any_more(llama: Loaded) -> None:
+    session = Session(llama, drafter=draft_model(llama))
+    session.submit(1, prompt(20), 200)
+    session.until(lambda: session.engine.stats.drafted_tokens > 0)
+    session.submit(2, prompt(30), 20)
+    session.until(lambda: session.rows == 2)
+    assert [row.guesses for row in session.engine._running.rows] == [None, None]
+    drafted = session.engine.stats.drafted_tokens
+    session.run()
+    assert session.engine.stats.drafted_tokens > drafted
+    assert session.generated(1) == greedy(llama, prompt(20), 200)
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 6, 7, 40])
 def test_no_token_is_generated_beyond_those_asked_for(llama: Loaded, max_tokens: int) -> None:
     session = Session(llama, drafter=draft_model(llama))
