@@ -84,7 +84,7 @@ class Arrivals:
             work()
         except GatewayError as error:
             self._put(id, Refused(id, failed(error)))
-        except Exception:
+        except BaseException:  # what libraries in Rust panic with is no Exception, and must not end the thread
             logger.exception("request %d failed while its prompt was made", id)
             self._put(id, Refused(id, failed(INTERNAL)))
 
@@ -105,7 +105,6 @@ class Lanes:
         self._lanes: dict[str, deque[Callable[[], None]]] = {}
 
     def submit(self, owner: str, work: Callable[[], None]) -> None:
-        """`work` raises nothing."""
         with self._lock:
             lane = self._lanes.setdefault(owner, deque())
             lane.append(work)
@@ -114,11 +113,13 @@ class Lanes:
 
     def _run(self, owner: str) -> None:
         lane = self._lanes[owner]
-        lane[0]()
-        with self._lock:
-            lane.popleft()
-            if lane:
-                # Behind the owners that wait for a thread.
-                self._pool.submit(self._run, owner)
-            else:
-                del self._lanes[owner]
+        try:
+            lane[0]()
+        finally:
+            with self._lock:
+                lane.popleft()
+                if lane:
+                    # Behind the owners that wait for a thread.
+                    self._pool.submit(self._run, owner)
+                else:
+                    del self._lanes[owner]

@@ -92,7 +92,8 @@ class Decoding:
         """For a row alone: its newest tokens, more than one where `drafted` foretold what follows the first.
 
         All drafted tokens are read in one pass. They are accepted up to the first that is not what the model itself
-        chooses there, so the row gets the tokens that single steps give it.
+        chooses there, so the row gets the tokens that single steps give it; and up to one that ends the row, for its
+        guide is told all of them before the first is read.
         """
         (row,) = self.rows
         first: Any = self._pending.tolist()
@@ -100,7 +101,7 @@ class Decoding:
         chosen = choose_ahead(logits, row)
         ids: Any = chosen.tolist()
         accepted = 0
-        while accepted < len(drafted) and ids[accepted] == drafted[accepted]:
+        while accepted < len(drafted) and ids[accepted] == drafted[accepted] and ids[accepted] not in row.stops:
             accepted += 1
         for cache in self._cache:
             cache.trim(len(drafted) - accepted)

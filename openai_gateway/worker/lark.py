@@ -64,8 +64,11 @@ class Lark:
 
     def until(self, mark: str, text: str = ANYTHING) -> str:
         """Free text, and the first `mark` behind it. A special token cannot be inside; a text is the end at once."""
-        if self.cut(mark) != [mark]:
+        first, *rest = self.cut(mark)
+        if not isinstance(first, str):
             return f"{self.regex(text)}? {self.mark(mark)}"
+        if rest:  # what stands before the special token is text like any other until that comes
+            return f"{self.regex(text + _literal(first))} {self.mark(mark.removeprefix(first))}"
         return self.rule(_regex(text + _literal(mark)), "[lazy]")
 
     def json(self, source: str, title: str, param: str, *, lenient: bool = False) -> str:
@@ -81,7 +84,7 @@ class Lark:
         source, param = grammar.source, grammar.param
         match grammar.kind:
             case "json":
-                return self.json(source, title, param)
+                return self.json(source, title, param, lenient=grammar.lenient)
             case "lark":
                 return self._part("grammar", title, param, lambda: _lark(bounded(source)))
             case "regex":

@@ -193,7 +193,8 @@ class Prompts:
         """Channels that tell thoughts from answers."""
         if job.chat and self.harmony is not None:
             return HarmonyChannels(self.table, self.harmony, start_in=job.start_in, offer=job.offer)
-        detokenizer = self.table.stream(trim_leading_space=job.chat)
+        # Behind a text that is continued, the first space parts two words.
+        detokenizer = self.table.stream(trim_leading_space=job.chat and not job.given)
         if job.chat and (tags := self.thinking.tags) is not None:
             start, end = marks.spell(tags.start), marks.spell(tags.end)
             inside = job.start_in == "analysis"

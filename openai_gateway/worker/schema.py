@@ -44,7 +44,7 @@ SPEAKING = frozenset({
     "dependentRequired", "const", "enum",
 })  # fmt: skip
 """Keywords of an object that say, or imply, which properties it may have besides those that it names."""
-NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 """Keywords with schemas behind them under names of the user's own."""
 
 

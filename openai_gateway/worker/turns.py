@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from openai_gateway.types import Message
+from openai_gateway.types import Message, ToolCall
+from openai_gateway.worker.calls.offer import INPUT
 
 VOLATILE = re.compile(r"\Ax-anthropic-[a-z-]+:[^\n]*\n*")
 """Claude Code's first line of the system prompt. It is for billing, and changes with every request: a model has no use
@@ -77,7 +78,7 @@ def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+                "function": {"name": call.name, "arguments": _arguments(call)},
             }
             for call in message.tool_calls
         ]
@@ -88,9 +89,11 @@ def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:
     return turn
 
 
-def _arguments(text: str) -> Any:
+def _arguments(call: ToolCall) -> Any:
     """Templates encode arguments themselves: a text handed to them would be encoded twice."""
+    if call.kind == "custom":
+        return {INPUT: call.arguments}  # whatever it looks like
     try:
-        return json.loads(text or "{}")
+        return json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
-        return text
+        return call.arguments

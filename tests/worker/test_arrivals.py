@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import queue
 import threading
+from typing import Any
+
+import pytest
 
 from openai_gateway.types import ChatRequest, CompletionRequest, Grammar, Message, Sampling
 from openai_gateway.worker import wire
 from openai_gateway.worker.arrivals import Arrivals, Item, Lanes, Refused
 from openai_gateway.worker.engine import INTERNAL, failed
 from openai_gateway.worker.load import Loaded
-from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.prompt import Job, Prompts
 
 LARGE = json.dumps({"properties": {f"p{n}": {"type": "integer"} for n in range(1500)}})
 SMALL = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}})
@@ -92,6 +95,44 @@ def test_a_failure_that_nobody_expected_is_that_of_its_request_alone(llama: Load
     refused, job = arriving(arrivals, 2)
     assert isinstance(refused, Refused) and refused.reason == failed(INTERNAL)
     assert ids([job]) == [2]
+
+
+class Panic(BaseException):
+    """As what libraries in Rust panic with."""
+
+
+@pytest.mark.parametrize("step", ["draft", "held"])
+def test_a_panic_is_the_failure_of_its_request_and_ends_no_thread(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    work = getattr(Prompts, step)
+    begun: list[str] = []
+
+    def failing(*args: Any) -> Any:
+        begun.append(step)
+        if len(begun) == 1:
+            raise Panic
+        return work(*args)
+
+    monkeypatch.setattr(Prompts, step, failing)
+    arrivals = Arrivals()
+    for id in range(3):
+        arrivals.add(asked(id, schema=SMALL, owner="a"))
+    arrivals.prepare(llama.prompts)
+    refused, *jobs = arriving(arrivals, 3)
+    assert isinstance(refused, Refused) and refused.reason == failed(INTERNAL)
+    assert ids(jobs) == [1, 2] and all(isinstance(job, Job) for job in jobs)
+
+
+def test_what_fails_in_a_lane_does_not_hold_up_what_is_behind_it() -> None:
+    lanes, done = Lanes(threads=1), queue.SimpleQueue[str]()
+
+    def failing() -> None:
+        raise Panic
+
+    lanes.submit("a", failing)
+    lanes.submit("a", lambda: done.put("a"))
+    assert done.get(timeout=30) == "a"
 
 
 def test_one_owner_has_one_thread_and_others_go_on_beside_it() -> None:

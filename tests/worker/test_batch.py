@@ -158,6 +158,15 @@ def test_a_row_alone_again_after_others_can_leap(llama: Loaded) -> None:
     assert said(one) == expected[: len(said(one))]
 
 
+def test_a_leap_ends_before_the_token_that_ends_its_row(llama: Loaded) -> None:
+    expected = greedy(llama, prompt(10), 8)
+    place = next(n for n in range(2, 8) if expected[n] not in expected[:n])
+    batch = begun(llama, prompt(10))
+    batch.rows[0].stops = frozenset({expected[place]})
+    assert batch.leap(expected[1:]) == expected[:place]
+    assert batch.pending == expected[place]
+
+
 # Choosing
 
 

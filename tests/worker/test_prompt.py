@@ -176,6 +176,20 @@ def test_the_text_of_a_trailing_assistant_message_is_continued(plain: Prompts, d
     assert job.start_in == "final"
 
 
+@pytest.mark.parametrize("template", [tiny.CHAT, ALWAYS])
+def test_a_space_that_parts_a_text_from_what_it_is_continued_with_is_kept(
+    plain: Prompts, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    """Tokenizers after SentencePiece have one at the beginning of each word; the first of an answer is dropped."""
+    monkeypatch.setattr(plain.table, "_strips", True)
+    prompts = templated(plain, template)
+    for given, said in (("Once upon", " a time"), ("", "a time")):
+        request = chat(Message("user", "hi"), Message("assistant", given), continue_final=True)
+        path = prompts.open_text(prompts.job(1, request))
+        pieces = [path.push(token) for token in prompts.tokenizer.encode(" a time", add_special_tokens=False)]
+        assert "".join(piece.content for piece in [*pieces, path.finish()]) == said
+
+
 def test_a_trailing_assistant_message_that_is_not_continued_is_history(plain: Prompts) -> None:
     request = chat(Message("user", "hi"), Message("assistant", "yes"))
     assert rendered(templated(plain, tiny.CHAT), request).endswith("assistant: yes<|turn|>assistant: ")

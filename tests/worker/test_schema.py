@@ -64,12 +64,14 @@ def test_formats_that_nobody_knows_are_remarks_wherever_they_stand() -> None:
     made = read({
         "format": "frobnicate",
         "properties": {"format": {"type": "string", "format": "uri-template"}, "enum": {"format": "ipv4"}},
+        "dependentSchemas": {"const": {"format": "path"}},
         "anyOf": [{"format": "path"}, {"format": "uuid"}],
         "const": {"format": "path"},
         "uniqueItems": False,
     })  # fmt: skip
     assert made == {
         "properties": {"format": {"type": "string"}, "enum": {"format": "ipv4"}},
+        "dependentSchemas": {"const": {}},
         "anyOf": [{}, {"format": "uuid"}],
         "const": {"format": "path"},
         "x-guidance": WRITING,

@@ -95,6 +95,12 @@ def test_the_arguments_of_calls_are_objects_and_results_carry_the_name_of_their_
     assert turned[1]["tool_call_id"] == "2"
 
 
+@pytest.mark.parametrize("text", ['{"a": 1}', "42", "", "ls"])
+def test_the_text_of_a_custom_tool_is_a_text_whatever_it_looks_like(text: str) -> None:
+    (turn,) = turns((Message("assistant", None, tool_calls=(ToolCall("1", "run", text, "custom"),)),), None)
+    assert turn["tool_calls"][0]["function"]["arguments"] == {"input": text}
+
+
 @pytest.mark.parametrize("broken", ["{", "not json", "[" * 100_000])
 def test_arguments_that_are_no_json_stay_as_they_are(broken: str) -> None:
     (turn,) = turns((Message("assistant", None, tool_calls=(ToolCall("1", "f", broken),)),), None)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.types import Grammar, Tool
-from openai_gateway.worker.calls.offer import INPUT, resolved, schema_of
+from openai_gateway.worker.calls.offer import INPUT, Parameters, schema_of
+from openai_gateway.worker.calls.references import apart
 from openai_gateway.worker.calls.values import types_of
 from openai_gateway.worker.lark import ANYTHING, Lark
 from openai_gateway.worker.schema import readable
@@ -16,7 +17,8 @@ from openai_gateway.worker.schema import readable
 NARROWING: Final = frozenset({"enum", "const", "pattern", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "not"})
 LONGEST: Final = 2000
 """Characters that are counted; a bound above that is left to the model."""
-DEFINITIONS: Final = ("$defs", "definitions")
+KEY: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+"""A regular expression for the name of a parameter that the model may choose."""
 
 
 def either(expressions: Iterable[str]) -> str:
@@ -43,15 +45,28 @@ def as_object(lark: Lark, tool: Tool) -> str:
     return lark.json(json.dumps(schema), title(tool), "tools", lenient=tool.kind == "function" and not tool.strict)
 
 
-def members(tool: Tool) -> Iterator[tuple[str, Any, bool]]:
-    """Each parameter: its name, its schema with all that this refers to, and whether it must be there."""
-    root = resolved(schema_of(tool), schema_of(tool))
-    properties, required = root.get("properties"), root.get("required")
-    definitions = {name: root[name] for name in DEFINITIONS if name in root}
-    for key, schema in properties.items() if isinstance(properties, dict) else ():
-        found = resolved(schema, root)
-        refers = isinstance(found, dict) and '"$ref"' in json.dumps(found)
-        yield key, {**found, **definitions} if refers else found, key in (required or ())
+def members(tool: Tool) -> Iterator[tuple[str | None, Any, bool]]:
+    """Each parameter: its name, its schema with all that this refers to, and whether it must be there.
+
+    The name is None for any number of parameters, of whatever name.
+    """
+    root, parameters = schema_of(tool), Parameters.of(tool)
+    for key, schema in parameters.named.items():
+        yield key, apart(schema, root), key in parameters.required
+    if parameters.others is not None:
+        yield None, apart(parameters.others, root), False
+
+
+def head(lark: Lark, before: str, key: str | None, behind: str) -> str:
+    """The name of a parameter, between two pieces of markup."""
+    if key is None:
+        return f"{lark.mark(before)} {lark.regex(KEY)} {lark.mark(behind)}"
+    return lark.mark(f"{before}{key}{behind}")
+
+
+def repeated(parameter: str, key: str | None, comma: str = "") -> str:
+    """A parameter, or as many as may have any name."""
+    return parameter if key is not None else f"{parameter} ({comma} {parameter})*"
 
 
 def as_text(lark: Lark, tool: Tool, schema: Any, close: str, padding: str = "") -> str:
@@ -89,7 +104,7 @@ def listed(lark: Lark, parts: Sequence[tuple[str, bool]], comma: str = '","') ->
 def _of_length(lark: Lark, schema: Mapping[str, Any], close: str) -> str:
     least, most = schema.get("minLength", 0), schema.get("maxLength", LONGEST + 1)
     text = f"(?s:.{{{least},{most if most <= LONGEST else ''}}})" if least <= LONGEST else ANYTHING
-    if lark.cut(close) == [close] or not least:
+    if isinstance(lark.cut(close)[0], str) or not least:
         return lark.until(close, text)
     return f"{lark.regex(text)} {lark.mark(close)}"
 

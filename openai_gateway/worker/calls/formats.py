@@ -53,8 +53,8 @@ def tokens(*texts: str) -> Found:
     return lambda source, vocabulary: all(text in vocabulary for text in texts)
 
 
-def enclosed(opens: str, closes: str = "", *, bare: str = "", fence: str = "") -> Written:
-    """JSON objects between two marks; `bare`, also without them; `fence` stands behind the first."""
+def enclosed(opens: str, closes: str = "", *, bare: str = "", fence: str = "", marked: bool = True) -> Written:
+    """JSON objects between two marks; `bare`, also without them (a slip if `marked`); `fence` is behind the first."""
 
     def read(tape: Tape, calls: Calls, opened: str) -> Step[None]:
         if fence:
@@ -62,7 +62,7 @@ def enclosed(opens: str, closes: str = "", *, bare: str = "", fence: str = "") -
             yield from tape.expect(fence)
         yield from objects(tape, calls, closes, known=opened == bare)
 
-    return Written((opens,), read, () if fence else (opens, closes) if closes else (opens,), bare)
+    return Written((opens,), read, () if fence else (opens, closes) if closes else (opens,), bare, marked)
 
 
 def section(tags: Tags, one: grammars.One, line: str = "\n") -> grammars.Calling:
@@ -247,7 +247,7 @@ FORMATS: Final = (
         Calling(envelope(), "<|tool_call|>", "]", opening="[", between=", "),
     ),
     Format("hermes", template("<tool_call>"), HERMES, AS_HERMES, also=("json_tools",)),
-    Format("llama3", template('"parameters": '), enclosed("<|python_tag|>", bare="{"), grammars.llama3),
+    Format("llama3", template('"parameters": '), enclosed("<|python_tag|>", bare="{", marked=False), grammars.llama3),
     Format("prompted", lambda source, vocabulary: True, HERMES, AS_HERMES, told=True),
 )
 BY_NAME: Final = {name: row for row in FORMATS for name in (row.name, *row.also)}

@@ -12,7 +12,16 @@ from typing import Any, Final
 
 from openai_gateway.types import Tool
 from openai_gateway.worker.answers import Calls
-from openai_gateway.worker.calls.arguments import as_object, as_text, either, listed, members, value
+from openai_gateway.worker.calls.arguments import (
+    as_object,
+    as_text,
+    either,
+    head,
+    listed,
+    members,
+    repeated,
+    value,
+)  # fmt: skip
 from openai_gateway.worker.calls.literals import Gemma
 from openai_gateway.worker.calls.offer import Offer
 from openai_gateway.worker.calls.tagged import Keys, Tags
@@ -116,9 +125,9 @@ def tagged(
         parts = [lark.mark(f"{tags.call[0]}{quote}{tool.name}{quote}"), lark.regex(index) if index else ""]
         parts.append(lark.mark(f"{tags.ends}{line}"))
         for key, schema, required in members(tool):
-            head = f"{tags.parameter[0]}{quote}{key}{quote}{said(schema)}{tags.ends}{tags.padding}"
+            tag = head(lark, tags.parameter[0] + quote, key, f"{quote}{said(schema)}{tags.ends}{tags.padding}")
             text = as_text(lark, tool, schema, tags.parameter[1], tags.padding)
-            parameter = f"{lark.mark(head)} {text} {_mark(lark, line)}"
+            parameter = repeated(f"{tag} {text} {_mark(lark, line)}", key)
             parts.append(parameter if required else f"({parameter})?")
         return " ".join([*parts, lark.mark(tags.call[1])])
 
@@ -131,8 +140,8 @@ def keyed(keys: Keys) -> One:
     def one(lark: Lark, tool: Tool) -> str:
         parts = [lark.text(f"{tool.name}\n")]
         for key, schema, required in members(tool):
-            head = lark.mark(f"{keys.key[0]}{key}{keys.key[1]}\n{keys.value[0]}")
-            parameter = f"{head} {as_text(lark, tool, schema, keys.value[1])} {lark.text(chr(10))}"
+            tag = head(lark, keys.key[0], key, f"{keys.key[1]}\n{keys.value[0]}")
+            parameter = repeated(f"{tag} {as_text(lark, tool, schema, keys.value[1])} {lark.text(chr(10))}", key)
             parts.append(parameter if required else f"({parameter})?")
         return " ".join(parts)
 
@@ -141,10 +150,12 @@ def keyed(keys: Keys) -> One:
 
 def python(lark: Lark, tool: Tool) -> str:
     """A call with keywords; JSON's values are Python's, but for three names that are read as well."""
+    comma = lark.text(", ")
     parts = [
-        (f"{lark.text(f'{key}=')} {value(lark, tool, schema)}", required) for key, schema, required in members(tool)
+        (repeated(f"{head(lark, '', key, '=')} {value(lark, tool, schema)}", key, comma), required)
+        for key, schema, required in members(tool)
     ]
-    return f"{lark.text(f'{tool.name}(')} {listed(lark, parts, lark.text(', '))} {lark.text(')')}"
+    return f"{lark.text(f'{tool.name}(')} {listed(lark, parts, comma)} {lark.text(')')}"
 
 
 def gemma(form: Gemma) -> One:
@@ -152,7 +163,7 @@ def gemma(form: Gemma) -> One:
 
     def one(lark: Lark, tool: Tool) -> str:
         parts = [
-            (f"{lark.text(f'{key}:')} {written(lark, tool, schema, 0)}", required)
+            (repeated(f"{head(lark, '', key, ':')} {written(lark, tool, schema, 0)}", key, '","'), required)
             for key, schema, required in members(tool)
         ]
         return f"{lark.text(f'call:{tool.name}{{')} {listed(lark, parts)} {lark.text('}')}"
@@ -162,15 +173,12 @@ def gemma(form: Gemma) -> One:
             return f"{lark.mark(form.quote)} {as_text(lark, tool, schema, form.quote)}"
         items = schema.get("items") if types_of(schema) == {"array"} and not LIMITED & schema.keys() else None
         if depth < DEEPEST and isinstance(items, dict):
-            inner = written(lark, tool, {**items, **_definitions(schema)}, depth + 1)
+            definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
+            inner = written(lark, tool, items | definitions, depth + 1)
             return f'"[" ({inner} ("," {inner})*)? "]"'
         return value(lark, tool, schema)
 
     return one
-
-
-def _definitions(schema: dict[str, Any]) -> dict[str, Any]:
-    return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
 
 
 # Formats that need more
@@ -191,7 +199,10 @@ def harmony(lark: Lark, offer: Offer) -> Calls:
 
 
 def llama3(lark: Lark, offer: Offer) -> Calls:
-    """Objects at the beginning of an answer. What begins as one with the name of a tool is a call."""
+    """Objects at the beginning of an answer. What begins as one with the name of a tool is a call.
+
+    So is what begins so in an answer with a form of its own, if the form lets it name a tool and arguments.
+    """
     one = envelope(arguments="parameters")
     call = either(one(lark, tool) for tool in offer.callables)
     more = f"({lark.text('; ')} {call})*" if offer.parallel else ""

@@ -16,7 +16,7 @@ ARGUMENTS: Final = frozenset({"arguments", "parameters", "args"})
 def objects(tape: Tape, calls: Calls, close: str = "", *, known: bool = False) -> Step[None]:
     """`{"name": …, "arguments": …}`, once, in a list, or several of them with `,` or `;` between; then `close`.
 
-    `known`: only what was offered is a call, as in text without marks.
+    `known`: only a tool that may be called, with arguments, is a call, as in text without marks.
     """
     end = None
     while True:
@@ -42,20 +42,23 @@ def envelope(tape: Tape, calls: Calls, *, known: bool = False) -> Step[None]:
     """One object with the name of a tool and its arguments, in either order, among whatever else."""
     yield from tape.expect("{")
     early = name = ""
+    given = False
     while (key := (yield from _key(tape))) is not None:
         character = yield from tape.space()
         if key in NAMES and character == '"' and not name:
-            name = yield from string(tape)
-            _begin(tape, calls, name, known=known)
-            if early:
-                calls.arguments(early)
-                calls.close()
-        elif key in ARGUMENTS and calls.is_open:
+            name = yield from _name(tape, calls, known=known)
+            given = bool(early)
+            if given or not known:
+                _begin(tape, calls, name, early)
+        elif key in ARGUMENTS and name and not given:
+            if known:
+                _begin(tape, calls, name)
             yield from arguments(tape, calls)
+            given = True
         else:
             value = yield from tape.json()
             early = value if key in ARGUMENTS else early
-    if not name:
+    if not name or (known and not given):
         raise NoCall
     calls.close()
 
@@ -74,11 +77,20 @@ def _key(tape: Tape) -> Step[str | None]:
     return key
 
 
-def _begin(tape: Tape, calls: Calls, name: str, *, known: bool) -> None:
-    if not name or (known and calls.offer.name(name) not in calls.offer.by_name):
+def _name(tape: Tape, calls: Calls, *, known: bool) -> Step[str]:
+    name = yield from string(tape)
+    if not name or (known and calls.offer.name(name) not in calls.offer.callable):
         raise NoCall
+    return name
+
+
+def _begin(tape: Tape, calls: Calls, name: str, arguments: str = "") -> None:
+    """`arguments` are those that stood before the name; the call is complete then."""
     calls.open(name)
     tape.commit()
+    if arguments:
+        calls.arguments(arguments)
+        calls.close()
 
 
 def arguments(tape: Tape, calls: Calls) -> Step[None]:

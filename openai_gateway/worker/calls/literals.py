@@ -149,7 +149,7 @@ def _keywords(tape: Tape, calls: Calls) -> Step[None]:
             raise NoCall
         calls.key(key)
         written = yield from _python(tape, calls)
-        calls.arguments(_said(written, parameters.get(key)))
+        calls.arguments(_said(written, parameters.schema(key)))
         tape.commit()
 
 

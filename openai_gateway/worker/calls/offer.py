@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from openai_gateway.types import ChatRequest, Tool
+from openai_gateway.worker.calls.references import resolved
 
 INPUT = "input"
 """The one parameter under which a model writes the text of a custom tool."""
@@ -27,6 +28,8 @@ class Offer:
     callable: frozenset[str]
     required: bool = False
     parallel: bool = True
+    formed: bool = False
+    """Whether an answer that is no call has a form of its own."""
 
     @classmethod
     def of(cls, request: ChatRequest) -> Offer | None:
@@ -35,7 +38,8 @@ class Offer:
         if not request.tools or choice.mode == "none":
             return None
         names = frozenset(choice.names or (tool.name for tool in request.tools))
-        return cls(request.tools, names, choice.mode == "required", request.parallel_tool_calls)
+        formed = request.grammar is not None
+        return cls(request.tools, names, choice.mode == "required", request.parallel_tool_calls, formed)
 
     @cached_property
     def by_name(self) -> Mapping[str, Tool]:
@@ -55,16 +59,39 @@ class Offer:
         last = plain.removeprefix("functions.").removeprefix("tools.")
         return next((name for name in (plain, last, last.rpartition(".")[2]) if name in self.by_name), last)
 
-    def parameters(self, name: str) -> Mapping[str, Any]:
-        """The schema of each parameter of a tool; none for a tool that nobody offered."""
+    def parameters(self, name: str) -> Parameters:
+        """Those of a tool; none for a tool that nobody offered."""
         tool = self.by_name.get(name)
-        if tool is None:
-            return {}
-        schema = schema_of(tool)
-        properties = schema.get("properties")
-        if not isinstance(properties, dict):
-            return {}
-        return {key: resolved(value, schema) for key, value in properties.items()}
+        return Parameters({}) if tool is None else Parameters.of(tool)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a tool takes, one by one."""
+
+    named: Mapping[str, Any]
+    """Schemas, under the names of parameters."""
+    required: Collection[str] = ()
+    others: Any = None
+    """The schema of those that may have any name; None where there are none."""
+
+    @classmethod
+    def of(cls, tool: Tool) -> Parameters:
+        """As its schema says, which is free in what it does not name only where it names nothing."""
+        root = schema_of(tool)
+        schema = resolved(root, root)
+        schema = schema if isinstance(schema, dict) else {}
+        if properties := schema.get("properties"):
+            named = {key: resolved(value, root) for key, value in properties.items()}
+            return cls(named, schema.get("required") or ())
+        others = schema.get("additionalProperties", "properties" not in schema)
+        if isinstance(others, bool):
+            others = {} if others else None
+        return cls({}, others=resolved(others, root))
+
+    def schema(self, key: str) -> Any:
+        """That of a parameter; None where there is none."""
+        return self.named.get(key, self.others)
 
 
 def schema_of(tool: Tool) -> dict[str, Any]:
@@ -74,19 +101,6 @@ def schema_of(tool: Tool) -> dict[str, Any]:
         return {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
     schema = json.loads(tool.parameters or "{}")
     return schema if isinstance(schema, dict) and schema else {"type": "object", "properties": {}}
-
-
-def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
-    """What a schema refers to within `root`; Pydantic writes each nested model and each enum as such a reference."""
-    for _ in range(8):
-        reference = schema.get("$ref") if isinstance(schema, dict) else None
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            break
-        target: Any = root
-        for key in reference[2:].split("/"):
-            target = target.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(target, dict) else None
-        schema = target
-    return schema
 
 
 def described(tool: Tool) -> dict[str, Any]:

@@ -21,13 +21,15 @@ class Written:
     """How calls are written in text.
 
     They begin with one of `opens`, or, if `bare` is set, where an answer begins with that character; `read` goes on
-    from there (for `bare`, in front of it). What `markup` names is none of the content, wherever it stands.
+    from there (for `bare`, in front of it). What `markup` names is none of the content, wherever it stands. `marked`: a
+    call without marks is a slip, and none of an answer that has a form of its own.
     """
 
     opens: tuple[str, ...]
     read: Read
     markup: tuple[str, ...]
     bare: str = ""
+    marked: bool = True
 
 
 class CallChannels:
@@ -36,6 +38,7 @@ class CallChannels:
     def __init__(self, channels: Channels, written: Written, marks: Marks, offer: Offer) -> None:
         self._channels = channels
         self._written = written
+        self._bare = "" if offer.formed and written.marked else written.bare
         self._tape = Tape(marks.spell)
         self._calls = Calls(offer, self._tape.pieces.append)
         self._opens = {marks.spell(mark): mark for mark in written.opens}
@@ -131,7 +134,7 @@ class CallChannels:
         """Lets content out, up to where a call may begin and over its mark: which it was, "" at the end."""
         tape = self._tape
         while True:
-            bare, front = self._written.bare, tape.text.lstrip()
+            bare, front = self._bare, tape.text.lstrip()
             if bare and not self._said and front.startswith(bare):
                 tape.at = len(tape.text) - len(front)
                 return bare

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from openai_gateway.worker.calls.deltas import Calls
 from openai_gateway.worker.calls.json_calls import objects
+from openai_gateway.worker.calls.offer import Parameters
 from openai_gateway.worker.calls.reading import Written
 from openai_gateway.worker.calls.tape import LONGEST_NAME, NoCall, Step, Tape
 from openai_gateway.worker.calls.values import as_json, is_text
@@ -94,10 +95,10 @@ class Tags:
             raise NoCall
         return name, dict(ATTRIBUTE.findall(found[4])) if found else {}
 
-    def _parameter(self, tape: Tape, calls: Calls, parameters: Mapping[str, Any]) -> Step[None]:
+    def _parameter(self, tape: Tape, calls: Calls, parameters: Parameters) -> Step[None]:
         key, said = yield from self._tag(tape)
         kind = said.get("type") or {"true": "string", "false": "any"}.get(said.get("string", ""), "")
-        schema = parameters.get(key)
+        schema = parameters.schema(key)
         if kind:
             schema = {"type": "string"} if kind == "string" else {}
         calls.key(key)
@@ -135,7 +136,7 @@ class Keys:
                 yield from tape.expect(self.value[0])
                 tape.commit()
                 calls.key(key.strip())
-                yield from value(tape, calls, self.value[1], parameters.get(key.strip()))
+                yield from value(tape, calls, self.value[1], parameters.schema(key.strip()))
             yield from tape.space()
             mark = yield from tape.expect(self.key[0], self.call[1])
             tape.commit()

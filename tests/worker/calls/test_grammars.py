@@ -222,3 +222,50 @@ def test_large_definitions_are_repeated_only_where_something_refers_to_them() ->
     family = next(family for family in FAMILIES if family.format == "qwen3_coder")
     offer = offer_of(Tool(name="f", parameters=json.dumps(schema)), required=True)
     assert fits(reader(family), offer, begun(family, "f"))
+
+
+SEPARATE = ("qwen3_coder", "glm47", "minimax_m2", "deepseek_v32", "kimi_k3", "gemma4", "pythonic")
+"""Formats that write arguments one by one."""
+INTEGER = {"type": "integer", "minimum": 5, "maximum": 9}
+KIDS = {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}
+REFERRING: list[dict[str, Any]] = [
+    {"properties": {"a": INTEGER, "b": {"items": {"$ref": "#/properties/a"}, "minItems": 1, "maxItems": 2}}},
+    {"properties": {"a": {"$ref": "#/properties/b"}, "b": INTEGER}},
+    {"properties": {"a": INTEGER, "b": KIDS}},
+    {
+        "$ref": "#/$defs/Node",
+        "$defs": {"Node": {"properties": {"a": INTEGER, "b": KIDS | {"items": {"$ref": "#/$defs/Node"}}}}},
+    },
+    {"properties": {"a": INTEGER, "b": {"$ref": "#/$defs/A%5BB%5D"}}, "$defs": {"A[B]": INTEGER}},
+]
+
+
+@pytest.mark.parametrize("format", SEPARATE)
+@pytest.mark.parametrize("schema", REFERRING)
+def test_a_parameter_is_held_to_what_its_schema_refers_to_in_the_whole(format: str, schema: dict[str, Any]) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    inner = schema.get("$defs", {}).get("Node", schema)
+    inner |= {"type": "object", "required": ["a", "b"], "additionalProperties": False}
+    offer = offer_of(Tool(name="f", parameters=json.dumps(schema)), required=True, parallel=False)
+    said = read.said(walk(output(read, offer), read, 1), offer=offer)
+    jsonschema.validate(json.loads(said.calls[0][1]), schema)
+
+
+@pytest.mark.parametrize("format", SEPARATE)
+def test_parameters_of_any_name_may_be_given_where_a_schema_names_none(format: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+
+    def given(values: Any, arguments: dict[str, Any]) -> Any:
+        """The arguments of a call that the schema lets through."""
+        schema = {"type": "object", "additionalProperties": values}
+        offer = offer_of(Tool(name="f", parameters=json.dumps(schema)), required=True)
+        text = read.family.write([("f", arguments)])
+        assert fits(read, offer, text)
+        return json.loads(read.said(read.encode(text), offer=offer).calls[0][1])
+
+    for arguments in ({}, {"a": 5}, {"a": 5, "x_1": 2.5, "Content-Type": 1}):
+        assert given({"type": "number"}, arguments) == arguments
+    if format != "pythonic":  # whose texts the corpus quotes as JSON does not
+        assert given(TEXT, {"a": "5"}) == {"a": "5"}
+    with pytest.raises(AssertionError):
+        given(False, {"a": 5})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,3 +69,33 @@ def test_what_only_looks_like_a_special_token_is_text() -> None:
     read = family("mistral")
     tokens = [token for char in "[TOOL_CALLS]now[ARGS]{}" for token in read.singly(char)]
     assert read.said(tokens).content == "[TOOL_CALLS]now[ARGS]{}"
+
+
+BARE = '{"name": "now", "arguments": {}}'
+
+
+@pytest.mark.parametrize("format", ["hermes", "llama3"])
+@pytest.mark.parametrize("text", ['{"tool": "now", "reason": "because"}', '{"name": "now"}', '{"function": "now"} So.'])
+def test_json_without_marks_that_has_no_arguments_is_no_call(format: str, text: str) -> None:
+    read = family(format)
+    said = read.said(read.encode(text))
+    assert (said.content, said.calls) == (text, ())
+
+
+@pytest.mark.parametrize("format", ["hermes", "llama3"])
+def test_json_without_marks_is_a_call_of_what_may_be_called_alone(format: str) -> None:
+    read = family(format)
+    for text in (BARE, '{"arguments": {}, "name": "now"}'):
+        assert read.said(read.encode(text)).calls == (("now", "{}"),)
+        said = read.said(read.encode(text), offer=replace(OFFER, callable=frozenset({"search"})))
+        assert (said.content, said.calls) == (text, ())
+
+
+def test_json_without_marks_is_the_answer_where_that_has_a_form_and_calls_have_marks() -> None:
+    formed = replace(OFFER, formed=True)
+    read = family("hermes")
+    said = read.said(read.encode(BARE), offer=formed)
+    assert (said.content, said.calls) == (BARE, ())
+    assert read.said(read.encode(read.family.write([PARIS])), offer=formed).calls
+    read = family("llama3")
+    assert read.said(read.encode(BARE), offer=formed).calls == (("now", "{}"),)
