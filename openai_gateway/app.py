@@ -84,8 +84,8 @@ def create_app(settings: Settings, session_key: str | None = None) -> Starlette:
     models = Models(registry, settings)
     figures = Figures(registry, performance, metrics)
     admin = Admin(
-        registry, settings, AdminKeys(keys, usage), Audit(store), partial(read_models, settings),
-        {"performance": figures.report, "totals": metrics.totals},
+        registry, settings, AdminKeys(keys, usage, settings.limits), Audit(store),
+        partial(read_models, settings), {"performance": figures.report, "totals": metrics.totals},
     )  # fmt: skip
 
     @asynccontextmanager

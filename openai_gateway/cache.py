@@ -61,13 +61,13 @@ def deterministic(request: Request) -> bool:
     return request.sampling.temperature == 0 or request.sampling.seed is not None
 
 
-def digest(request: Request, identity: bytes, *, shared: bool = False, today: Callable[[], date] = date.today) -> bytes:
+def digest(request: Request, identity: bytes, day: date, *, shared: bool = False) -> bytes:
     """32 bytes that stand for a request to the model of this `identity`, and for its owner unless that is `shared`.
 
     Its model's name and its priority change nothing in an answer. The day does: chat templates write it into prompts.
     """
     asked = replace(request, model="", priority=0, owner="" if shared else request.owner)
-    return sha256(_encode((identity, today().isoformat(), asked))).digest()
+    return sha256(_encode((identity, day.isoformat(), asked))).digest()
 
 
 class Store(Protocol):
@@ -93,6 +93,7 @@ class Answers:
     shared: bool = False
     """Whether what one owner asked answers others as well."""
     clock: Callable[[], float] = time.monotonic
+    today: Callable[[], date] = date.today
     _owners: dict[str, cachetools.TTLCache[bytes, bytes]] = field(default_factory=dict)
 
     @property
@@ -105,9 +106,9 @@ class Answers:
         """Bytes that are kept."""
         return int(sum(kept.currsize for kept in self._owners.values()))
 
-    def key(self, request: Request, identity: bytes) -> bytes:
-        """What its answer is kept under."""
-        return digest(request, identity, shared=self.shared)
+    def key(self, request: Request, identity: bytes, day: date) -> bytes:
+        """What its answer is kept under, where it was asked on this day."""
+        return digest(request, identity, day, shared=self.shared)
 
     def get(self, owner: str, key: bytes) -> tuple[Kept, ...] | None:
         """An answer that is in memory."""

@@ -206,7 +206,10 @@ class Connection(HttpToolsProtocol):
             return
         headers = [*self.server_state.default_headers, (b"x-request-id", request_id.encode())]
         self.transport.write(error_bytes(error, headers))
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:  # TLS has no half-closed connections, and reads on by itself until the client has closed, too
+            self.transport.close()
         self._rearm()
 
     def _rearm(self) -> None:

@@ -125,7 +125,7 @@ class Flight:
 
     def _seen(self, unread: Unread, event: Event) -> Event:
         """What a reader is told: all but the first that it is a hit."""
-        first = next(iter(self._readers)) is unread
+        first = next(iter(self._readers), unread) is unread  # also when it was cut off, and there is nobody else
         return event if first or not isinstance(event, Started) else replace(event, answer="hit")
 
     def _cut_off(self, unread: Unread) -> None:

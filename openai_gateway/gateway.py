@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import Protocol
 
-from openai_gateway.cache import REUSE, Answers, Reuse
+from openai_gateway.cache import REUSE, Answers, Kept, Reuse
 from openai_gateway.recall import Recall
 from openai_gateway.registry import Registry
 from openai_gateway.types import (
@@ -34,8 +42,9 @@ Watch = Callable[[ModelSpec, Request], AbstractContextManager[Seen]]
 """Entered when a request begins to wait for its model, left when it has ended, however it did."""
 
 
-Meter = Callable[[ModelSpec, Request], AbstractAsyncContextManager[Seen]]
-"""The same for what is to be paid for; entering it may refuse the request with a `GatewayError`."""
+Meter = Callable[[ModelSpec, Sequence[Request]], AbstractAsyncContextManager[Callable[[], Seen]]]
+"""The same for what is to be paid for: what is entered for the requests of one body makes a bill for each of them.
+Entering it may refuse them with a `GatewayError`."""
 
 
 class Unmetered:
@@ -45,9 +54,36 @@ class Unmetered:
         """See `Seen`."""
 
 
-def unmetered(_: ModelSpec, __: Request) -> AbstractAsyncContextManager[Seen]:
+def unmetered(_: ModelSpec, __: Sequence[Request]) -> AbstractAsyncContextManager[Callable[[], Seen]]:
     """No limits."""
-    return nullcontext(Unmetered())
+    return nullcontext(Unmetered)
+
+
+class Tab:
+    """What the requests of one body are charged together: from when the first of them is to be generated, which is
+    when all of them may be refused, until the last one has ended."""
+
+    def __init__(self, charge: Callable[[], AbstractAsyncContextManager[Callable[[], Seen]]]) -> None:
+        self._charge = charge
+        self._charged = AsyncExitStack()
+        self._opening: asyncio.Task[Callable[[], Seen]] | None = None
+        self._open = 0
+
+    @asynccontextmanager
+    async def bill(self) -> AsyncIterator[Seen]:
+        """That of one of the requests."""
+        self._open += 1
+        try:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._charged.enter_async_context(self._charge()))
+            # Whoever came first may leave: others wait for the same.
+            yield (await asyncio.shield(self._opening))()
+        finally:
+            self._open -= 1
+            if not self._open and self._opening is not None:
+                self._opening.cancel()
+                self._opening = None
+                await self._charged.aclose()
 
 
 class Gateway:
@@ -61,17 +97,32 @@ class Gateway:
         self._meter = meter
         self._recall = None if answers is None else Recall(registry, answers, self._generated)
 
-    async def generate(self, request: Request, reuse: Reuse = REUSE) -> AsyncGenerator[Event]:
+    def generate(self, request: Request, reuse: Reuse = REUSE) -> AsyncGenerator[Event]:
         """The events of one request: `Started` first. Closing the iterator cancels it; raises `GatewayError`."""
-        spec = self.registry.resolve(request.model)
+        return self.generate_all((request,), reuse)[0]
+
+    def generate_all(self, requests: Sequence[Request], reuse: Reuse = REUSE) -> list[AsyncGenerator[Event]]:
+        """The same for each of the requests of one body, all to one model, which limits count as one."""
+        spec = self.registry.resolve(requests[0].model)
+        tab = Tab(lambda: self._meter(spec, self._new(requests, reuse)))
+        return [self._answered(spec, request, reuse, tab) for request in requests]
+
+    def _new(self, requests: Sequence[Request], reuse: Reuse) -> Sequence[Request]:
+        """Those that are not answered with what is kept; of a single one it is known when this is asked."""
+        return requests if len(requests) == 1 else [each for each in requests if self._kept(each, reuse) is None]
+
+    def _kept(self, request: Request, reuse: Reuse) -> tuple[Kept, ...] | None:
+        return None if self._recall is None else self._recall.kept(request, reuse)
+
+    async def _answered(self, spec: ModelSpec, request: Request, reuse: Reuse, tab: Tab) -> AsyncGenerator[Event]:
         with self._watch(spec, request) as seen:
-            if self._recall is not None and (kept := self._recall.kept(request, reuse)) is not None:
+            if (kept := self._kept(request, reuse)) is not None:
                 for told in kept:
                     seen.add(told)
                     yield told
                 return
             source = self._generated(request) if self._recall is None else self._recall.events(request, reuse)
-            async with self._meter(spec, request) as bill, aclosing(source) as events:
+            async with tab.bill() as bill, aclosing(source) as events:
                 async for event in events:
                     seen.add(event)
                     bill.add(event)

@@ -43,23 +43,29 @@ def _listed(file: Path) -> list[ModelSpec]:
         models = content.get("models") if isinstance(content, dict) else content
         specs = msgspec.convert(models or [], list[ModelSpec])
     except msgspec.ValidationError as error:
-        raise SettingsError([f"{file}: {str(error).replace('$', 'models')}"]) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SettingsError([f"{file}: {' '.join(str(error).split())}"]) from None
+        raise SettingsError([f"{file.name}: {str(error).replace('$', 'models')}"]) from None
+    except OSError as error:
+        raise SettingsError([f"{file.name}: cannot be read: {error.strerror}"]) from None
+    except (ValueError, yaml.YAMLError) as error:
+        # Its text in full would quote the line, and there may be a key in it.
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError([f"{file.name}{where}: {what}"]) from None
     return [_checked(spec, file) for spec in specs]
 
 
 def _checked(spec: ModelSpec, file: Path) -> ModelSpec:
     if spec.cache_type == "standard" and (spec.kv_bits or spec.kv_group_size):
-        raise SettingsError([f"{file}: {spec.id}: kv_bits and kv_group_size need `cache_type: quantized`"])
+        raise SettingsError([f"{file.name}: {spec.id}: kv_bits and kv_group_size need `cache_type: quantized`"])
     try:
         memory = None if spec.memory is None else memory_size(spec.memory)
     except ValueError as error:
-        raise SettingsError([f"{file}: {spec.id}: memory: {error}"]) from None
+        raise SettingsError([f"{file.name}: {spec.id}: memory: {error}"]) from None
     try:
         whole(spec.limits)
     except ValueError as error:
-        raise SettingsError([f"{file}: {spec.id}: limits: {error}"]) from None
+        raise SettingsError([f"{file.name}: {spec.id}: limits: {error}"]) from None
     return replace(
         spec,
         path=_located(spec.path, file.parent),

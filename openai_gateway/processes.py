@@ -65,7 +65,9 @@ class Processes:
             signal.signal(number, self._stop)
         status = 0
         while not self._stopping or any(place.process for place in self._places):
-            if not self._stopping:
+            if self._stopping:
+                self._listener.close()  # or the system would go on greeting those whom nobody serves any more
+            else:
                 self._start_due()
             sentinels = [place.process.sentinel for place in self._places if place.process]
             wait(sentinels, timeout=0.2)  # a signal does not end it

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from datetime import date
+from functools import partial
 
 from msgspec.structs import replace
 
 from openai_gateway.cache import Answers, Kept, Reuse, deterministic
+from openai_gateway.errors import ModelNotFound
 from openai_gateway.flight import Flight, Record
 from openai_gateway.registry import Registry
-from openai_gateway.types import Event, Request, Started
+from openai_gateway.types import Event, ModelSpec, Request, Started
 
 
 class Recall:
@@ -28,8 +31,8 @@ class Recall:
         """The answer, where it is in memory. It needs no model: that may be unloaded, or loading."""
         if not reuse.read or not deterministic(request):
             return None
-        identity = self._registry.identity(request.model)
-        return self._answers.get(request.owner, self._answers.key(request, identity)) if identity else None
+        key = self._key(request, self._registry.resolve(request.model), self._answers.today())
+        return self._answers.get(request.owner, key) if key else None
 
     def events(self, request: Request, reuse: Reuse) -> AsyncGenerator[Event]:
         """The events of a request whose answer was not, when somebody looked."""
@@ -45,15 +48,15 @@ class Recall:
                 yield event
 
     def _flight(self, request: Request, reuse: Reuse) -> Flight:
-        identity = self._registry.identity(request.model)
-        key = self._answers.key(request, identity or b"")
+        spec, day = self._registry.resolve(request.model), self._answers.today()
+        key = self._key(request, spec, day) or self._answers.key(request, b"", day)
         # Without an identity the key says nothing of the model. One that may not wait is not made to, for one that may.
-        place: object = (key, self._registry.resolve(request.model), request.priority) if reuse.read else object()
+        place: object = (key, spec, request.priority) if reuse.read else object()
         flight = self._flights.get(place)
         if flight is None or not flight.open:
             record = Record(self._answers.most)
             flight = self._flights[place] = Flight(
-                self._new(request, reuse, record, key if identity else None),
+                self._new(request, reuse, record, partial(self._key, request, spec, day)),
                 n=request.sampling.n,
                 record=record,
                 limit=self._registry.settings.max_unread,
@@ -66,19 +69,29 @@ class Recall:
         if flight is not None and flight.record is record:  # and not one that took its place
             del self._flights[place]
 
-    async def _new(self, request: Request, reuse: Reuse, record: Record, key: bytes | None) -> AsyncGenerator[Event]:
+    def _key(self, request: Request, spec: ModelSpec, day: date) -> bytes | None:
+        """What the answer of this model is kept under, to what was asked on this day; None where nobody knows, or where
+        the name means another model by now."""
+        with suppress(ModelNotFound):
+            if self._registry.resolve(request.model) is spec and (identity := self._registry.identity(request.model)):
+                return self._answers.key(request, identity, day)
+        return None
+
+    async def _new(
+        self, request: Request, reuse: Reuse, record: Record, keyed: Callable[[], bytes | None]
+    ) -> AsyncGenerator[Event]:
         """Found where other gateways keep answers, or else generated and, when `record` has all of it, kept."""
+        key = keyed()
         found = await self._answers.find(key) if key and reuse.read else None
         if found is not None:
             for kept in found:
                 yield kept
             return
-        identity = None
         async with aclosing(self._generate(request)) as events:
             async for event in events:
                 if isinstance(event, Started):
-                    identity = self._registry.identity(request.model)  # of the very files that answer
+                    key = keyed()  # of the very files that answer
                     event = replace(event, answer="miss" if reuse.read else "bypass")
                 yield event
-        if identity and record.whole and record.finished(request.sampling.n):
-            await self._answers.put(request.owner, self._answers.key(request, identity), record.events)
+        if key and record.whole and record.finished(request.sampling.n):
+            await self._answers.put(request.owner, key, record.events)

@@ -111,10 +111,11 @@ class Registry:
         return self._slot(name).spec
 
     def names(self, models: Iterable[str]) -> frozenset[str]:
-        """Every id and alias of those that are meant by `models`, which may name what there is not."""
+        """Everything that requests may call those that are meant by `models`, which may name what there is not."""
         wanted = set(models)
-        found = (spec for spec in self.specs if not wanted.isdisjoint((spec.id, *spec.aliases)))
-        return frozenset(name for spec in found for name in (spec.id, *spec.aliases))
+        named = [(spec.id, *spec.aliases) for spec in self.specs]
+        found = {name for names in named if not wanted.isdisjoint(names) for name in names}
+        return frozenset(found | {f"{name}:latest" for name in found}.difference(*named))
 
     def info(self, name: str) -> ModelInfo | None:
         """What the model says of itself, while it is loaded."""
@@ -141,9 +142,10 @@ class Registry:
         return int(folder.stat().st_mtime) if folder.is_dir() else 0
 
     def _slot(self, name: str) -> Slot:
-        for slot in self._slots:
-            if name.removesuffix(":latest") in (slot.spec.id, *slot.spec.aliases) or name == slot.spec.id:
-                return slot
+        for meant in (name, name.removesuffix(":latest")):
+            for slot in self._slots:
+                if meant in (slot.spec.id, *slot.spec.aliases):
+                    return slot
         raise ModelNotFound.named(name)
 
     @contextlib.asynccontextmanager

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 from uvicorn.server import HANDLED_SIGNALS
 
@@ -35,6 +36,17 @@ class Tls(NamedTuple):
 
     certificate: Path
     key: Path
+
+
+class Loop(uvloop.Loop):
+    """uvloop's, with the deadline for TLS handshakes that uvicorn has no setting for."""
+
+    handshake_timeout: float
+
+    async def create_server(self, *args: Any, ssl: Any = None, **more: Any) -> asyncio.Server:
+        timeout = self.handshake_timeout if ssl else None
+        server = await super().create_server(*args, ssl=ssl, ssl_handshake_timeout=timeout, **more)
+        return cast(asyncio.Server, server)
 
 
 class Server(uvicorn.Server):
@@ -57,7 +69,7 @@ class Server(uvicorn.Server):
             host=host,
             port=port,
             http=Connection,
-            loop="uvloop",
+            loop=f"{__name__}:Loop",
             ws="none",
             interface="asgi3",
             lifespan="on",
@@ -101,6 +113,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(signal)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        cast(Loop, asyncio.get_running_loop()).handshake_timeout = self.server_state.bounds.header_timeout
         await super().startup(sockets)
         if self._ready is not None:
             self._ready(self._url())

@@ -2,7 +2,8 @@
 
     python -m tests.limited_server FOLDER PROCESSES [REDIS_URL]
 
-It prints its port, then a line for whatever its processes say; `GET /v1/capabilities` kills the one that answers.
+It prints its port, then a line for whatever its processes say; `GET /v1/capabilities` kills the one that answers, and
+`GET /v1/performance` is answered when its client has left.
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ async def die(_: Request) -> Response:
     raise AssertionError("still here")
 
 
+async def hold(http: Request) -> Response:
+    """In progress for as long as its client is there."""
+    say("held")
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+    return Response()
+
+
 def serve(folder: Path, processes: int, redis_url: str | None, number: int, listener: socket.socket) -> None:
     """One of the processes. The wait for Redis is long, for what is tested is not how busy this machine is."""
     settings = Settings(
@@ -61,7 +70,7 @@ def serve(folder: Path, processes: int, redis_url: str | None, number: int, list
     quotas = quotas_of(settings, folder / "limits.db", lambda *_: None)
     app = Starlette(
         routes=[Route("/v1/chat/completions", answer, methods=["POST"]), Route("/v1/models", answer),
-                Route("/v1/capabilities", die)],
+                Route("/v1/capabilities", die), Route("/v1/performance", hold)],
         middleware=[
             Middleware(Auth, keys=KeyStore(Store(folder / "keys.db")), masters=[KEY]),
             Middleware(Throttle, quotas=quotas),

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT = ChatRequest(model="m", messages=(Message("user", "hi"),), sampling=Sampling(temperature=0))
 COMPLETION = CompletionRequest(model="m", prompt="hi", sampling=Sampling(temperature=0))
+TODAY = date(2026, 1, 1)
 GRAMMAR = Grammar(kind="regex", source="a+")
 CHANGES: dict[type, dict[str, Any]] = {
     ChatRequest: {
@@ -89,33 +90,32 @@ def changed(request: Request, field: str, value: object) -> Request:
 def test_g20_whatever_can_change_an_answer_changes_its_key(kind: type) -> None:
     assert {field.name for field in fields(kind)} == {*CHANGES[kind], *(WITHOUT_EFFECT if kind is not Sampling else ())}
     base: Request = CompletionRequest(model="m", prompt="hi") if kind is CompletionRequest else replace(CHAT)
-    keys = {digest(base, b"")}
+    keys = {digest(base, b"", TODAY)}
     for name, value in CHANGES[kind].items():
         other = replace(base.sampling, **{name: value}) if kind is Sampling else value
-        keys.add(digest(changed(base, "sampling" if kind is Sampling else name, other), b""))
+        keys.add(digest(changed(base, "sampling" if kind is Sampling else name, other), b"", TODAY))
     assert len(keys) == 1 + len(CHANGES[kind])
 
 
 def test_g20_chats_and_completions_models_and_days_are_told_apart() -> None:
-    today, tomorrow = date(2026, 1, 1), date(2026, 1, 2)
     keys = {
-        digest(CHAT, b"", today=lambda: today),
-        digest(CHAT, b"", today=lambda: tomorrow),
-        digest(CHAT, b"other weights", today=lambda: today),
-        digest(COMPLETION, b"", today=lambda: today),
-        digest(replace(COMPLETION, prompt=(104, 105)), b"", today=lambda: today),
+        digest(CHAT, b"", TODAY),
+        digest(CHAT, b"", date(2026, 1, 2)),
+        digest(CHAT, b"other weights", TODAY),
+        digest(COMPLETION, b"", TODAY),
+        digest(replace(COMPLETION, prompt=(104, 105)), b"", TODAY),
     }
     assert len(keys) == 5
 
 
 def test_neither_a_models_name_nor_urgency_matters() -> None:
-    assert digest(CHAT, b"") == digest(replace(CHAT, model="alias", priority=3), b"")
+    assert digest(CHAT, b"", TODAY) == digest(replace(CHAT, model="alias", priority=3), b"", TODAY)
 
 
 def test_owners_share_only_where_that_is_wanted() -> None:
     one, other = replace(CHAT, owner="a"), replace(CHAT, owner="b")
-    assert digest(one, b"") != digest(other, b"")
-    assert digest(one, b"", shared=True) == digest(other, b"", shared=True)
+    assert digest(one, b"", TODAY) != digest(other, b"", TODAY)
+    assert digest(one, b"", TODAY, shared=True) == digest(other, b"", TODAY, shared=True)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +25,7 @@ from starlette.routing import Route
 from openai_gateway.access.body import BodyLimit
 from openai_gateway.api.envelope import EXCEPTION_HANDLERS
 from openai_gateway.bounds import Bounds
-from openai_gateway.server import Server
+from openai_gateway.server import Server, Tls
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
@@ -94,7 +96,7 @@ APP = Starlette(
 
 
 @contextlib.contextmanager
-def serving(bounds: Bounds) -> Iterator[int]:
+def serving(bounds: Bounds, tls: Tls | None = None) -> Iterator[int]:
     urls: list[str] = []
     up = threading.Event()
 
@@ -102,7 +104,9 @@ def serving(bounds: Bounds) -> Iterator[int]:
         urls.append(url)
         up.set()
 
-    server = Server(APP, host="127.0.0.1", port=0, bounds=bounds, drain_timeout=0.1, on_drain=lambda: None, ready=ready)
+    server = Server(
+        APP, host="127.0.0.1", port=0, bounds=bounds, drain_timeout=0.1, on_drain=lambda: None, ready=ready, tls=tls
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -410,3 +414,47 @@ def test_connections_that_close_make_room() -> None:
         for _ in range(3):
             assert status(talk(port, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) == 200
             time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def over_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server with a certificate that has room for one connection, and refuses one more."""
+    folder = tmp_path_factory.mktemp("tls")
+    tls = Tls(folder / "tls.pem", folder / "tls.key")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-out", str(tls.certificate), "-keyout", str(tls.key)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    with serving(Bounds(header_timeout=0.4, linger=0.4, max_connections_per_ip=1, max_refusals=1), tls) as port:
+        yield port
+
+
+def connect_tls(port: int) -> ssl.SSLSocket:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(connect(port))
+
+
+def test_over_tls_a_slow_header_is_refused_and_its_place_free_again_though_the_client_stays(over_tls: int) -> None:
+    deadline = time.monotonic() + 8
+    with connect_tls(over_tls) as slow:
+        slow.sendall(HEAD)
+        assert status(read_all(slow)) == 408
+        while True:
+            with connect_tls(over_tls) as other:
+                other.sendall(GET)
+                if status(other.recv(65_536)) == 200:
+                    break
+            assert time.monotonic() < deadline
+
+
+def test_over_tls_a_connection_beyond_the_cap_is_told_so_and_closed(over_tls: int) -> None:
+    with connect_tls(over_tls) as kept:
+        kept.sendall(GET)
+        assert status(read_until(kept, b"ok")) == 200
+        with connect_tls(over_tls) as other:
+            assert status(read_all(other)) == 429
+
+
+def test_a_tls_handshake_that_is_never_made_is_given_up(over_tls: int) -> None:
+    with connect(over_tls) as silent:
+        assert silent.recv(1) == b""

@@ -90,13 +90,22 @@ def test_what_cannot_be_done_with_memory_is_an_error(tmp_path: Path, fields: str
     assert problem in str(caught.value)
 
 
+def test_what_is_no_yaml_is_said_with_its_line_and_without_what_stands_there(folder: Path) -> None:
+    (folder / "models.yaml").touch()
+    settings = Settings(models_file=folder / "models.yaml")
+    (folder / "models.yaml").write_text("gateway:\n  api_key: sk-hunter2: [\n")
+    with pytest.raises(SettingsError) as caught:
+        read_models(settings)
+    assert str(caught.value) == "models.yaml, line 2: mapping values are not allowed here"
+
+
 @pytest.mark.parametrize("content", [b"models: [{id: a", b"\xff\xfe", b"- 1", b"models: 3", b"models: \x00"])
 def test_g36_a_file_that_was_broken_since_the_start_is_an_error_like_any_other(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "models.yaml"
     file.write_text("models: [{id: a, path: org/a}]")
     settings = Settings(models_file=file)
     file.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"models\.yaml: "):
+    with pytest.raises(SettingsError, match=r"^models\.yaml(, line \d+)?: "):
         read_models(settings)
     file.unlink()
     with pytest.raises(SettingsError, match="No such file"):

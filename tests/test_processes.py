@@ -108,6 +108,23 @@ def test_a_process_that_dies_is_replaced_the_others_go_on_and_a_signal_ends_them
         assert not any(psutil.pid_exists(child) for child in children)
 
 
+async def test_who_comes_while_they_drain_is_refused_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, processes=2) as program:
+        address = ("127.0.0.1", int(program.url.rpartition(":")[2]))
+        with socket.create_connection(address) as client:
+            client.sendall(f"GET /v1/performance HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\r\n".encode())
+            assert program.line() == "held"
+            program.process.terminate()
+            assert {"0 drains", "1 drains"} == {program.line(), program.line()}
+            async with asyncio.timeout(15):
+                with pytest.raises(ConnectionRefusedError):
+                    while True:
+                        socket.create_connection(address, timeout=5).close()
+                        await asyncio.sleep(0.05)
+            assert program.process.poll() is None
+        assert program.process.wait(30) == 0
+
+
 def test_none_of_them_outlives_the_one_that_started_them(tmp_path: Path) -> None:
     with running(tmp_path, processes=2) as program:
         children = [psutil.Process(child) for child in program.children()]

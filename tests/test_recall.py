@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,20 @@ async def test_who_does_not_read_is_given_up_without_the_others(tmp_path: Path) 
                 pass
 
 
+async def test_who_is_given_up_alone_still_gets_what_waits_and_is_told_why(tmp_path: Path) -> None:
+    scene = await Scene(tmp_path, max_unread=1024).loaded()
+    scene.provider.script = (Started(7), *(Delta(0, "x" * 100) for _ in range(50)), Delta(0, finish="stop"))
+    scene.provider.pause(1)
+    async with aclosing(scene.gateway.generate(ASKED)) as stalled:
+        events = [await anext(stalled)]
+        scene.provider.go()
+        await settled()
+        with pytest.raises(SlowClient):
+            async for event in stalled:
+                events.append(event)
+    assert (told(events), len(text(events))) == ("miss", 1100)
+
+
 async def test_an_urgent_request_does_not_wait_for_one_that_may_wait(scene: Scene) -> None:
     scene.provider.pause(1)
     asking = [asyncio.create_task(scene.ask(replace(ASKED, priority=priority))) for priority in (10, 0)]
@@ -318,6 +333,46 @@ async def test_files_that_change_under_a_loaded_model_change_nothing_yet(scene: 
     await scene.ask()
     os.utime(tmp_path / "weights", (1, 1))
     assert told(await scene.ask()) == "hit"
+
+
+async def asked_before_a_reload(folder: Path, *aliases: str) -> tuple[Scene, list[Event]]:
+    """What the first model answers to a request that waits for it when a list without it is taken, in which another
+    one has these aliases."""
+    scene = await Scene(folder).loaded()
+    first = scene.provider
+    first.pause(0)
+    asking = asyncio.create_task(scene.ask())
+    await settled()
+    others = (ModelSpec(id="other", path=str(folder), aliases=aliases), ModelSpec(id="third", path=str(folder)))
+    await scene.registry.replace(others)  # two: as long as the first one answers it has one of so many places
+    await scene.registry.load("other")
+    first.go()
+    return scene, await asking
+
+
+async def test_what_one_model_said_is_not_kept_for_the_one_that_its_name_means_by_now(tmp_path: Path) -> None:
+    scene, events = await asked_before_a_reload(tmp_path, "m")
+    assert text(events) == "hello"
+    scene.providers["other"].script = (Started(7), Delta(0, "I am another", finish="stop"))
+    again = await scene.ask()
+    assert (told(again), text(again)) == ("miss", "I am another")
+
+
+async def test_a_model_that_is_taken_off_the_list_answers_what_it_has_begun(tmp_path: Path) -> None:
+    scene, events = await asked_before_a_reload(tmp_path)
+    assert text(events) == "hello"
+    assert scene.answers.size == 0
+
+
+async def test_what_was_asked_yesterday_is_not_kept_as_what_is_said_today(scene: Scene) -> None:
+    scene.answers.today = lambda: date(2026, 1, 1)
+    scene.provider.pause(0)
+    asking = asyncio.create_task(scene.ask())
+    await settled()
+    scene.answers.today = lambda: date(2026, 1, 2)
+    scene.provider.go()
+    assert text(await asking) == "hello"
+    assert told(await scene.ask()) == "miss"
 
 
 async def test_answers_of_a_model_whose_files_nobody_knows_are_not_kept(scene: Scene) -> None:

@@ -208,6 +208,21 @@ async def test_models_are_found_by_id_alias_and_with_ollamas_tag() -> None:
             models.resolve(name)
 
 
+@pytest.mark.parametrize("ids", [("llama", "llama:latest"), ("llama:latest", "llama")])
+async def test_a_model_that_has_the_tag_in_its_name_is_not_taken_for_the_one_without(ids: tuple[str, str]) -> None:
+    models, _ = registry(*map(spec, ids))
+    assert [models.resolve(name).id for name in ids] == list(ids)
+    assert models.names(["llama"]) == {"llama"}
+    assert models.names(["llama:latest"]) == {"llama:latest", "llama:latest:latest"}
+
+
+async def test_the_names_of_a_model_are_those_that_requests_may_call_it() -> None:
+    models, _ = registry(spec("a", aliases=("x",)), spec("b"))
+    names = models.names(["x", "unknown"])
+    assert names == {"a", "x", "a:latest", "x:latest"}
+    assert {models.resolve(name).id for name in names} == {"a"}
+
+
 async def test_there_are_no_more_places_than_models() -> None:
     models, _ = registry(spec("a"), max_loaded_models=5)
     assert models.settings.max_loaded_models == 1

@@ -47,7 +47,9 @@ class Attempts:
             return
 
         async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 401:
+            # Who sends no key tries none, like a monitor that has an address in common with others.
+            refused = message["type"] == "http.response.start" and message["status"] == 401
+            if refused and scope["state"]["key_presented"]:
                 self._fail(network)
             await send(message)
 

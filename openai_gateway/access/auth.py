@@ -15,10 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from openai_gateway.access.keys import PERMISSIONS, Key, KeyStore, digest, everything
 from openai_gateway.access.permissions import OPEN, needed
 from openai_gateway.api.envelope import error_response
-from openai_gateway.errors import AuthenticationFailed, GatewayError, NotFound, PermissionDenied
+from openai_gateway.errors import AuthenticationFailed, GatewayError, InvalidRequest, NotFound, PermissionDenied
 
 ANYONE = Key(id="", name="anyone", shown="", permissions=tuple(p for p in PERMISSIONS if p != "admin"))
 """Who sends no key where none is asked for."""
+MOST_KEYS = 4
+"""In one request: one for each of the places that a client may know."""
 
 ModelNames = Callable[[Iterable[str]], Collection[str]]
 """Every name, aliases included, of the models with these names."""
@@ -32,7 +34,8 @@ class Auth:
     With `anyone`, whoever has no key may do everything but administer.
 
     Afterwards `scope["state"]` has `key`, the `Key`; `owner`, its id, for caches; and `models`, the names that it may
-    use, or None for all. `used` is told the id of each stored key that was let in.
+    use, or None for all. Whether a key came at all is in `key_presented`, also where it was refused. `used` is told the
+    id of each stored key that was let in.
     """
 
     def __init__(
@@ -61,19 +64,20 @@ class Auth:
         if scope["type"] != "http":  # no surface has websockets; one that gets them decides here who may use it
             await send({"type": "websocket.close", "code": 1008})
             return
+        presented = [*_presented(scope), *(_from_query(scope) if self._in_query else ())]
+        state = scope.setdefault("state", {})
+        state["key_presented"] = any(presented)
         try:
-            key = self._admitted(scope)
+            key = self._admitted(scope, presented)
         except GatewayError as refusal:
             await error_response(refusal)(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
         state["key"], state["owner"] = key, key.id
         state["models"] = None if key.models is None else self._model_names(key.models)
         await self.app(scope, receive, send)
 
-    def _admitted(self, scope: Scope) -> Key:
+    def _admitted(self, scope: Scope, presented: Collection[bytes]) -> Key:
         """Whose request this is. Raises what it is refused with."""
-        presented = [*_presented(scope), *(_from_query(scope) if self._in_query else ())]
         # What the router goes by; a URL built with the Host header can differ from it (CVE-2026-48710).
         permission = needed(scope["method"], scope["path"])
         if permission == OPEN:
@@ -86,6 +90,8 @@ class Auth:
         return key
 
     def _identify(self, presented: Collection[bytes]) -> Key:
+        if len(presented) > MOST_KEYS:
+            raise InvalidRequest(f"The request has {len(presented)} API keys; send one.")
         digests = [digest(secret) for secret in presented]
         # Digests have one length and tell nothing of the key, so neither has the time that comparing them takes.
         matches = [key for own, key in self._masters for other in digests if hmac.compare_digest(own, other)]

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from openai_gateway.types import Limits
 
@@ -59,6 +60,11 @@ class Rate(NamedTuple):
     def scaled(self, share: float) -> Rate:
         """A part of it, for one of several who cannot ask each other; at least one where there was one."""
         return Rate(*(limit and max(1, int(limit * share)) for limit in self))
+
+
+def inherited(own: Limits, defaults: Limits) -> Limits:
+    """The limits of a key: its own ones, and for the rest those of every key."""
+    return replace(defaults, **{name: limit for name, limit in asdict(own).items() if limit is not None})
 
 
 def rate_of_requests(limits: Limits) -> Rate:

@@ -42,7 +42,7 @@ def needed(method: str, path: str) -> str | None:
 
 def may_use(models: Collection[str] | None, name: str) -> bool:
     """Whether a key that may use the models of these names (None: all) may use this one."""
-    return models is None or name in models or name.removesuffix(":latest") in models
+    return models is None or name in models
 
 
 def check_model(models: Collection[str] | None, name: str) -> None:

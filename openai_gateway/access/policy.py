@@ -35,6 +35,6 @@ def _ledgers(settings: Settings, file: Path) -> Ledgers:
         shared = RedisLedgers(settings.redis_url.get_secret_value(), settings.redis_timeout)
     except ImportError:
         raise SettingsError(["redis_url: install the extra for it: pip install 'openai-gateway[redis]'"]) from None
-    except ValueError as error:
-        raise SettingsError([f"redis_url: {error}"]) from None
+    except ValueError:  # its text may hold a part of the password
+        raise SettingsError(["redis_url: is not like redis://:password@host:6379/0 (or rediss://, unix://)"]) from None
     return Failover(shared, local, settings.redis_share)

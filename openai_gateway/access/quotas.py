@@ -11,16 +11,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple
-
-from msgspec.structs import asdict, replace
 
 from openai_gateway.access.estimate import estimate
 from openai_gateway.access.keys import Key
 from openai_gateway.access.ledgers import Charge, Ledgers, Reply
-from openai_gateway.access.limits import Standing, rate_of_requests, rate_of_tokens
+from openai_gateway.access.limits import Standing, inherited, rate_of_requests, rate_of_tokens
 from openai_gateway.access.places import Places
 from openai_gateway.access.shared import SharedFailed
 from openai_gateway.errors import RateLimited, TokensLimited
@@ -161,18 +159,18 @@ class Quotas:
         """Bring what the caller knows of his limits up to date."""
         await self._reserve(caller, [*_dues(caller.scopes, "requests", 0), *_dues(caller.scopes, "tokens", 0)])
 
-    def charge(self, spec: ModelSpec, request: Request) -> AbstractAsyncContextManager[Bill]:
-        """Held while a request is answered by this model: reserves its tokens, and settles what the bill says in the
-        end. Raises `RateLimited` when it is entered."""
-        caller = self._callers.get(request.owner)
+    def charge(self, spec: ModelSpec, requests: Sequence[Request]) -> AbstractAsyncContextManager[Callable[[], Bill]]:
+        """Held while the requests of one body, which count as one, are answered by this model: reserves their tokens,
+        and settles what the bills say in the end. Raises `RateLimited` when it is entered."""
+        caller = self._callers.get(requests[0].owner)
         model = Scope("model", spec.id, spec.limits if self._limited != "none" else NONE)
         scopes = (*(caller.scopes if caller else self._everybody), model)
         dues = [
             *_dues((model,), "requests", 1),
-            *_dues(scopes, "tokens", estimate(request, spec, self._token_reserve)),
+            *_dues(scopes, "tokens", sum(estimate(request, spec, self._token_reserve) for request in requests)),
         ]
         if not dues and model.limits.concurrency is None:
-            return contextlib.nullcontext(Bill())
+            return contextlib.nullcontext(Bill)
         return self._charged(caller, model, dues)
 
     async def close(self) -> None:
@@ -185,21 +183,25 @@ class Quotas:
         created = key.created > 0  # as only the store's keys were
         if not (self._limited == "all" or (self._limited == "keys" and created)):
             return []
-        own = {name: limit for name, limit in asdict(key.limits).items() if limit is not None}
-        return [Scope("key", key.id, replace(self._defaults, **own))]
+        return [Scope("key", key.id, inherited(key.limits, self._defaults))]
 
     @contextlib.asynccontextmanager
-    async def _charged(self, caller: Caller | None, model: Scope, dues: list[Due]) -> AsyncIterator[Bill]:
-        bill = Bill()
+    async def _charged(self, caller: Caller | None, model: Scope, dues: list[Due]) -> AsyncIterator[Callable[[], Bill]]:
+        bills: list[Bill] = []
+
+        def another() -> Bill:
+            bills.append(Bill())
+            return bills[-1]
+
         async with contextlib.AsyncExitStack() as stack:
             await self._enter(stack, model)
             # Whoever is cancelled on the way neither leaves a reservation behind, nor keeps one.
             reserving = asyncio.ensure_future(self._reserve(caller, dues))
             try:
                 await asyncio.shield(reserving)
-                yield bill
+                yield another
             finally:
-                task = asyncio.ensure_future(self._settle(reserving, dues, bill))
+                task = asyncio.ensure_future(self._settle(reserving, dues, bills))
                 self._settling.add(task)
                 task.add_done_callback(self._settling.discard)
 
@@ -220,11 +222,11 @@ class Quotas:
             raise self._refusal(dues, reply)
         return reply
 
-    async def _settle(self, reserving: asyncio.Future[Reply | None], dues: list[Due], bill: Bill) -> None:
+    async def _settle(self, reserving: asyncio.Future[Reply | None], dues: list[Due], bills: list[Bill]) -> None:
         try:
             reply = await reserving
             if reply is not None and (tokens := [c for c, due in zip(reply.charges, dues, strict=True) if due.tokens]):
-                await self._ledgers.settle(reply._replace(charges=tokens), bill.tokens)
+                await self._ledgers.settle(reply._replace(charges=tokens), sum(bill.tokens for bill in bills))
         except RateLimited:
             pass  # then nothing was reserved
         except SharedFailed as error:

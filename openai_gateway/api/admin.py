@@ -19,7 +19,7 @@ from starlette.routing import Route
 from openai_gateway.access.audit import Audit
 from openai_gateway.api.admin_keys import AdminKeys, Nothing, actor
 from openai_gateway.api.parse import parse
-from openai_gateway.errors import InvalidRequest
+from openai_gateway.errors import Conflict, InvalidRequest
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings, SettingsError, sources
 from openai_gateway.types import ModelSpec
@@ -100,6 +100,7 @@ class Admin:
     async def reload(self, http: Request) -> Response:
         """Serve what models.yaml lists now. If anything is wrong in it, nothing changes."""
         await parse(http, Nothing, empty=b"{}")
+        self._check_alone()
         await self._record(http, "reload models", "models.yaml")
         try:
             specs = await asyncio.to_thread(self._listed)
@@ -114,12 +115,21 @@ class Admin:
     def _acting(self, action: str) -> Callable[[Request], Awaitable[Response]]:
         async def act(http: Request) -> Response:
             await parse(http, Nothing, empty=b"{}")
+            self._check_alone()
             model = self._registry.resolve(http.path_params["model"]).id
             await self._record(http, f"{action} model", model)
             await self._actions[action](model)
             return JSONResponse(next(found for found in self._models() if found["id"] == model))
 
         return act
+
+    def _check_alone(self) -> None:
+        """Raises `Conflict` where there are processes that would not take part."""
+        if self._settings.workers > 1:
+            raise Conflict(
+                f"This gateway runs in {self._settings.workers} processes, each with models of its own, and only one "
+                "of them would do this. Restart the server instead, or run it with one worker."
+            )
 
     async def _pin(self, model: str) -> None:
         self._registry.pin(model, True)

@@ -12,9 +12,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from openai_gateway.access.keys import ORDINARY, Key, KeyStore, Usage
+from openai_gateway.access.limits import inherited
 from openai_gateway.access.usage import UsageCounts
 from openai_gateway.api.parse import parse
 from openai_gateway.errors import InvalidRequest
+from openai_gateway.settings_kinds import whole
 from openai_gateway.types import Limits
 
 
@@ -36,13 +38,17 @@ class Fields(BaseModel):
     expires: float | None = None
     """Seconds of Unix time."""
 
-    def given(self) -> dict[str, Any]:
-        """Those that the body has, as `KeyStore` takes them. Raises `InvalidRequest`."""
+    def given(self, defaults: Limits) -> dict[str, Any]:
+        """Those that the body has, as `KeyStore` takes them. Where it names no limit, that of `defaults` holds.
+
+        Raises `InvalidRequest`.
+        """
         fields = self.model_dump(exclude_unset=True)
         if "limits" in fields:
             try:
                 fields["limits"] = msgspec.convert(self.limits, Limits)
-            except msgspec.ValidationError as error:
+                whole(inherited(fields["limits"], defaults))
+            except ValueError as error:
                 raise InvalidRequest(f"'limits' is not valid: {error}.", param="limits") from None
         for name in ("permissions", "models"):
             if fields.get(name) is not None:
@@ -53,9 +59,10 @@ class Fields(BaseModel):
 class AdminKeys:
     """The endpoints."""
 
-    def __init__(self, keys: KeyStore, usage: UsageCounts) -> None:
+    def __init__(self, keys: KeyStore, usage: UsageCounts, defaults: Limits) -> None:
         self._keys = keys
         self._usage = usage
+        self._defaults = defaults
         self.routes = [
             Route("/admin/keys", self.list, methods=["GET"]),
             Route("/admin/keys", self.create, methods=["POST"]),
@@ -78,7 +85,7 @@ class AdminKeys:
 
     async def create(self, http: Request) -> Response:
         """A new key; this is the only answer that ever holds its `secret`."""
-        fields = (await parse(http, Fields)).given()
+        fields = (await parse(http, Fields)).given(self._defaults)
         key, secret = await asyncio.to_thread(
             lambda: self._keys.create(fields.pop("name", ""), actor=actor(http), **fields)
         )
@@ -90,7 +97,7 @@ class AdminKeys:
 
     async def change(self, http: Request) -> Response:
         """Another name, permissions, models, limits or expiry."""
-        fields = (await parse(http, Fields)).given()
+        fields = (await parse(http, Fields)).given(self._defaults)
         name = http.path_params["key"]
         key = await asyncio.to_thread(lambda: self._keys.change(name, actor=actor(http), **fields))
         return await self._one(key.id)

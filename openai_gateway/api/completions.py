@@ -113,10 +113,8 @@ class Completions:
     async def create(self, http: Request) -> Response:
         asked = await body.read(http, CompletionBody)
         requests = asked.requests(self._settings.max_n, self._settings.max_queue, http.state.owner)
-        self._gateway.registry.resolve(asked.model)
+        generated = self._gateway.generate_all(requests, body.reuse(http))
         reply = Reply(asked, len(requests))
-        reuse = body.reuse(http)
-        generated = [self._gateway.generate(request, reuse) for request in requests]
         if not asked.stream:
             return await unless_gone(http, reply.whole(generated))
         firsts = await unless_gone(http, _firsts(generated))

@@ -122,12 +122,16 @@ def _store() -> Iterator[tuple[KeyStore, str]]:
 def _limits(given: list[str]) -> Any:
     import msgspec
 
+    from openai_gateway.access.limits import inherited
+    from openai_gateway.settings_kinds import whole
     from openai_gateway.types import Limits
 
     pairs = [item.partition("=") for item in given]
     try:
-        return msgspec.convert({name: int(value) for name, _, value in pairs}, Limits)
-    except (ValueError, msgspec.ValidationError) as error:
+        own = msgspec.convert({name: int(value) for name, _, value in pairs}, Limits)
+        whole(inherited(own, read_settings().limits))
+        return own
+    except ValueError as error:
         fail(f"--limit: {error}; the limits are {', '.join(Limits.__struct_fields__)}", 2)
 
 

@@ -21,8 +21,9 @@ class Scene:
         self.attempts = Attempts(self._app, lambda *what: self.refused.append(what), lambda: self.now)
 
     async def _app(self, scope: Scope, receive: object, send: object) -> None:
-        right = Request(scope).headers["authorization"] == "right"
-        await Response(status_code=200 if right else 401)(scope, receive, send)  # type: ignore[arg-type]
+        key = Request(scope).headers["authorization"]
+        scope["state"] = {"key_presented": bool(key)}
+        await Response(status_code=200 if key == "right" else 401)(scope, receive, send)  # type: ignore[arg-type]
 
     async def ask(self, address: str, key: str = "wrong", path: str = "/v1/models") -> tuple[int, dict[str, str]]:
         """Status and headers."""
@@ -67,6 +68,11 @@ async def test_whoever_waits_can_still_ask_whether_the_server_is_there(scene: Sc
 
 async def test_right_keys_cost_nothing(scene: Scene) -> None:
     assert [(await scene.ask("203.0.113.9", "right"))[0] for _ in range(100)] == [200] * 100
+
+
+async def test_requests_without_a_key_are_no_attempts(scene: Scene) -> None:
+    assert [(await scene.ask("203.0.113.9", ""))[0] for _ in range(30)] == [401] * 30
+    assert (await scene.ask("203.0.113.9", "right"))[0] == 200
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])

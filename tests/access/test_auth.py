@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from openai_gateway.access.attempts import Attempts
 from openai_gateway.access.auth import Auth
 from openai_gateway.access.keys import KeyStore, new_secret
 from openai_gateway.access.store import Store
@@ -140,6 +141,27 @@ def test_who_needs_no_key_is_nobody() -> None:
     assert client(KEY).get("/health").json()["owner"] == ""
 
 
+def test_a_request_with_many_keys_is_refused_before_any_is_looked_at(keys: KeyStore) -> None:
+    _, secret = keys.create("alice", actor="me")
+    used: list[str] = []
+    gateway = client(KEY, keys=keys, used=used.append)
+    for right in (KEY, secret):
+        refusal = gateway.get("/v1/models", headers=[("x-api-key", right), *[("x-api-key", "other")] * 4])
+        assert refusal.status_code == 400
+        assert "5 API keys" in refusal.json()["error"]["message"]
+    assert used == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "counted"), [({}, False), ({"authorization": "Bearer "}, False), (bearer("x"), True)]
+)
+def test_guesses_slow_an_address_down_and_requests_without_a_key_do_not(headers: dict[str, str], counted: bool) -> None:
+    """With `Attempts` in front, as the gateway has it."""
+    guarded = TestClient(Attempts(app(masters=[KEY]), lambda *_: None), client=("203.0.113.9", 1))
+    statuses = {guarded.get("/v1/models", headers=headers).status_code for _ in range(30)}
+    assert statuses == ({401, 429} if counted else {401})
+
+
 def test_an_empty_key_is_no_key_but_a_mistake() -> None:
     with pytest.raises(ValueError, match="empty"):
         Auth(app(), keys=KeyStore(Store(Path("/nowhere"))), masters=[""])
@@ -255,10 +277,10 @@ def test_g40_the_time_of_a_refusal_does_not_tell_how_much_of_the_key_was_right(k
     near, far = secret[:-1] + "!", new_secret()
 
     def seconds(presented: str) -> float:
-        scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [_header(presented)]}
+        scope = {"type": "http", "method": "GET", "path": "/v1/models"}
         began = time.perf_counter()
         with pytest.raises(Exception, match="Incorrect"):
-            gate._admitted(scope)
+            gate._admitted(scope, [presented.encode()])
         return time.perf_counter() - began
 
     times: dict[str, list[float]] = {near: [], far: []}
@@ -267,10 +289,6 @@ def test_g40_the_time_of_a_refusal_does_not_tell_how_much_of_the_key_was_right(k
     for presented in order:
         times[presented].append(seconds(presented))
     assert abs(_mann_whitney(times[near], times[far])) < 2.58  # p > 0.01, two-sided
-
-
-def _header(secret: str) -> tuple[bytes, bytes]:
-    return b"authorization", f"Bearer {secret}".encode()
 
 
 def _mann_whitney(first: list[float], second: list[float]) -> float:

@@ -63,8 +63,10 @@ def test_in_development_only_created_keys_are_limited_and_in_production_everybod
 
 
 def test_what_is_no_address_of_a_redis_is_an_error_of_the_settings(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="redis_url: "):
-        quotas_of(Settings(redis_url="http://nowhere"), tmp_path / "limits.db", lambda *_: None)
+    for wrong in ("http://nowhere", "redis://:host@hunter2:6379x/0"):
+        with pytest.raises(SettingsError, match="redis_url: ") as caught:
+            quotas_of(Settings(redis_url=wrong), tmp_path / "limits.db", lambda *_: None)
+        assert "6379x" not in str(caught.value)
 
 
 def alive(server: Server) -> None:

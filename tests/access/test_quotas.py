@@ -7,8 +7,12 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from openai_gateway.access.estimate import estimate
 from openai_gateway.access.keys import Key
@@ -16,6 +20,8 @@ from openai_gateway.access.ledgers import Charge, LocalLedgers, Reply
 from openai_gateway.access.limits import SECOND
 from openai_gateway.access.places import Places
 from openai_gateway.access.quotas import Caller, Quotas
+from openai_gateway.api.completions import Completions
+from openai_gateway.api.envelope import EXCEPTION_HANDLERS
 from openai_gateway.cache import Answers
 from openai_gateway.errors import GatewayError, ModelFailed, RateLimited, TokensLimited
 from openai_gateway.gateway import Gateway
@@ -42,6 +48,7 @@ from openai_gateway.types import (
 pytestmark = pytest.mark.anyio
 
 KEY = Key(id="key_a", name="a", shown="", permissions=("chat",), created=1.0)
+TWELVE = {"model": "m", "prompt": ["5"] * 12, "max_tokens": 1000}
 
 
 class Scripted:
@@ -108,6 +115,17 @@ class Scene:
                 taken += 1
                 if taken == leave_after:
                     break
+
+    async def post(self, body: dict[str, Any]) -> httpx2.Response:
+        """What a body of the key's is answered with."""
+        route = Route("/", Completions(self.gateway, Settings()).create, methods=["POST"])
+        app = Starlette(routes=[route], exception_handlers=EXCEPTION_HANDLERS)
+
+        async def known(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "state": {"owner": KEY.id, "models": None}}, receive, send)
+
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(known), base_url="http://gateway") as http:
+            return await http.post("/", json=body)
 
     async def left(self, caller: Caller) -> int:
         """Tokens that may be used now."""
@@ -197,6 +215,69 @@ async def test_b2_every_choice_is_reserved_for(scene: Scene, caller: Caller) -> 
     request = CompletionRequest(model="m", prompt="1", sampling=Sampling(max_tokens=900, n=6), owner=KEY.id)
     with pytest.raises(TokensLimited, match="5401 requested"):
         await anext(scene.gateway.generate(request))
+
+
+def prompts(*prompts: str, **sampling: Any) -> list[Request]:
+    """The requests of one body."""
+    most = Sampling(max_tokens=1000, **sampling)
+    return [CompletionRequest(model="m", prompt=prompt, sampling=most, owner=KEY.id) for prompt in prompts]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_prompts_of_a_body_are_one_request_whose_tokens_are_reserved_at_once(
+    tmp_path: Path, stream: bool
+) -> None:
+    """Each by itself they would take 12,000 tokens, twelve places, and twelve requests."""
+    scene = Scene(tmp_path, model=Limits(concurrency=1, burst=1, requests_per_minute=1), tokens_per_minute=10_000)
+    with scene.quotas.caller(KEY) as caller:
+        assert caller is not None
+        assert (await scene.post({**TWELVE, "stream": stream})).status_code == 200
+        assert await scene.left(caller) == 10_000 - 12 * 15
+        assert (await scene.post(TWELVE)).status_code == 429
+    await scene.quotas.close()
+
+
+async def test_prompts_that_do_not_fit_together_are_refused_before_any_is_answered_and_fit_later(
+    scene: Scene, caller: Caller
+) -> None:
+    await scene.ask("30", most=30)
+    refusal = await scene.post(TWELVE)  # for all that there is in a minute
+    assert (refusal.status_code, refusal.json()["error"]["type"]) == (429, "tokens")
+    assert "10000 requested" in refusal.json()["error"]["message"]
+    assert await scene.left(caller) == 10_000 - 40
+    scene.now += int(refusal.headers["retry-after-ms"]) * 1000
+    assert (await scene.post(TWELVE)).status_code == 200
+
+
+async def test_of_several_prompts_the_reserve_is_held_until_the_last_one_has_ended(
+    scene: Scene, caller: Caller
+) -> None:
+    first, second = scene.gateway.generate_all(prompts("100", "200"))
+    async with aclosing(first), aclosing(second):
+        await asyncio.gather(anext(first), anext(second))
+        assert await scene.left(caller) == 10_000 - 2 * 1001
+        await first.aclose()
+        assert await scene.left(caller) == 10_000 - 2 * 1001
+    assert await scene.left(caller) == 10_000 - 2 * 10
+
+
+async def test_who_comes_first_of_several_prompts_may_leave_before_their_tokens_are_reserved(
+    scene: Scene, caller: Caller
+) -> None:
+    for turns in range(6):
+        first, second = (asyncio.ensure_future(anext(e)) for e in scene.gateway.generate_all(prompts("100", "200")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        first.cancel()
+        assert await second == Started(10, answer="bypass")
+
+
+async def test_prompts_that_are_answered_out_of_the_cache_are_not_reserved_for(scene: Scene, caller: Caller) -> None:
+    await scene.ask("90", most=1000, seed=1)
+    kept, new = scene.gateway.generate_all(prompts("90", "80", seed=1))
+    async with aclosing(kept), aclosing(new):
+        await asyncio.gather(anext(kept), anext(new))
+        assert await scene.left(caller) == 10_000 - 100 - 1001
 
 
 async def test_a_model_has_limits_for_everybody_together(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ async def test_g14_a_redis_that_hangs_costs_one_short_wait_and_then_none(
 ) -> None:
     impatient = RedisLedgers(server.url, 0.04)
     ledgers = Failover(impatient, LocalLedgers(None), 0.2)
-    await ledgers.reserve(TEN)
+    await shared.reserve(TEN)
     server.hang()
     try:
         loop = asyncio.get_running_loop()
@@ -150,6 +150,24 @@ async def test_g14_a_redis_that_hangs_costs_one_short_wait_and_then_none(
     ledgers._resume = 0.0
     assert (await shared.reserve(TEN)).keeper is shared
     await impatient.close()
+
+
+async def test_what_a_reservation_takes_after_it_was_given_up_is_given_back(
+    server: RedisServer, shared: RedisLedgers
+) -> None:
+    all_ten = [TEN[0]._replace(amount=10)]
+    other = RedisLedgers(server.url, PATIENT)
+    await other.reserve([TEN[0]._replace(amount=0)])  # is connected, and Redis has the script
+    server.hang()
+    other._timeout = 0.04
+    try:
+        with pytest.raises(SharedFailed):
+            await other.reserve(all_ten)
+    finally:
+        other._timeout = PATIENT
+        server.go_on()
+    await other.close()  # waits for the reply
+    assert (await shared.reserve(all_ten)).taken
 
 
 class Proxy:

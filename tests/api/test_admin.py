@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from secrets import token_urlsafe
 
 import httpx2
 import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
 
+from openai_gateway.app import create_app
+from openai_gateway.settings import Settings
 from tests.support import MODEL, Guarded
 
 
@@ -85,6 +91,20 @@ def test_another_models_yaml_is_taken_without_a_restart(guarded: Guarded) -> Non
     finally:
         file.write_text(good)
         assert act(guarded, "/admin/reload").status_code == 200
+
+
+def test_what_would_reach_one_of_several_processes_is_refused(tmp_path: Path) -> None:
+    key = token_urlsafe(32)
+    app = create_app(Settings(workers=2, api_key=SecretStr(key), key_store=tmp_path / "keys.db"))
+    http = TestClient(app, "http://localhost", headers={"authorization": f"Bearer {key}"})
+    actions = ("load", "unload", "restart", "pin", "unpin")
+    for path in ("/admin/reload", *(f"/admin/models/{MODEL}/{action}" for action in actions)):
+        refusal = http.post(path, json={})
+        assert refusal.status_code == 409
+        assert "2 processes" in refusal.json()["error"]["message"]
+        assert "Restart the server" in refusal.json()["error"]["message"]
+    assert http.get("/admin/audit").json()["data"] == []
+    assert http.get("/admin/models").status_code == 200
 
 
 def test_the_audit_log_names_who_did_what(guarded: Guarded) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import openai
 import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
 
+from openai_gateway.app import create_app
+from openai_gateway.settings import Settings
 from tests.support import MODEL, Guarded
 
 
@@ -100,6 +106,23 @@ def test_a_deleted_key_is_gone(guarded: Guarded) -> None:
 def test_a_key_that_makes_no_sense_is_refused(guarded: Guarded, fields: dict[str, Any], param: str) -> None:
     refusal = guarded.http.post("/admin/keys", json=fields)
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, param)
+
+
+def test_a_burst_that_nothing_earns_back_is_refused(tmp_path: Path) -> None:
+    key = token_urlsafe(32)
+    limits: Any = "burst=none, requests_per_minute=none"
+    app = create_app(Settings(api_key=SecretStr(key), key_store=tmp_path / "keys.db", limits=limits))
+    http = TestClient(app, "http://localhost", headers={"authorization": f"Bearer {key}"})
+    useless, whole = {"burst": 5}, {"burst": 5, "requests_per_minute": 5}
+    assert http.post("/admin/keys", json={"name": "a", "limits": whole}).status_code == 201
+    for refusal in (
+        http.post("/admin/keys", json={"name": "b", "limits": useless}),
+        http.patch("/admin/keys/a", json={"limits": useless}),
+    ):
+        error = refusal.json()["error"]
+        assert (refusal.status_code, error["param"]) == (400, "limits")
+        assert "`burst` needs `requests_per_minute`" in error["message"]
+    assert [found["limits"] for found in http.get("/admin/keys").json()["data"]] == [whole]
 
 
 @pytest.mark.parametrize("name", ["' OR 1=1 --", "<script>alert(1)</script>", "%", "-"])

@@ -92,6 +92,12 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(arguments: list[str
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_burst_that_nothing_earns_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_GATEWAY_LIMITS", "burst=none, requests_per_minute=none")
+    assert "`burst` needs `requests_per_minute`" in run("create", "a", "--limit", "burst=5", code=2).stderr
+    run("create", "a", "--limit", "burst=5", "--limit", "requests_per_minute=5")
+
+
 def test_a_store_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "keys.db").write_bytes(b"not a store" * 1000)
     assert f"{tmp_path / 'keys.db'}: file is not a database" in run("create", "a", code=1).stderr
