@@ -31,6 +31,8 @@ class Grammar(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where the request holds it, for errors."""
     name: str = ""
     description: str = ""
+    lenient: bool = False
+    """Whether keywords of a schema that cannot be kept to are left out, instead of refused."""
 
 
 class Tool(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -44,11 +44,14 @@ class Body(Forms):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     UNSUPPORTED: ClassVar[Mapping[str, Container[Any]]] = {
-        **dict.fromkeys(("xtc_probability", "xtc_threshold", "min_tokens", "typical_p"), (0, 0.0)),
+        **dict.fromkeys(("xtc_probability", "min_tokens"), (0,)),
+        "typical_p": (1,),
         **dict.fromkeys(("guided_whitespace_pattern", "structural_tag"), ()),
         "guided_decoding_backend": ("auto", "guidance"),
-        **dict.fromkeys(("grammar", "json_schema", "regex", "ebnf"), ()),  # llama.cpp's and SGLang's forms
-        **dict.fromkeys(("prompt_embeds", "chat_template", "documents"), ()),
+        "grammar": ("",),  # llama.cpp's and SGLang's forms
+        **dict.fromkeys(("json_schema", "regex", "ebnf"), ()),
+        **dict.fromkeys(("prompt_embeds", "chat_template"), ()),
+        "documents": ([],),
     }
     """Known parameters that are not honoured → the values of them that ask for nothing."""
 

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Container, Iterator, Mapping
 from contextlib import aclosing
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
@@ -25,11 +25,14 @@ from openai_gateway.api.stencil import HOLE, Stencil, encode
 from openai_gateway.api.thinking import Thinking
 from openai_gateway.api.tools import Toolbox
 from openai_gateway.api.usage import caches, usage
-from openai_gateway.errors import InvalidRequest
+from openai_gateway.errors import InvalidRequest, UnsupportedParameter
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
-from openai_gateway.types import ChatRequest, Delta, Effort, Event
+from openai_gateway.types import ChatRequest, Delta, Effort, Event, Grammar, Message, ToolChoice
+
+HINTS: Mapping[str, str] = {"low": "Keep your answers short.", "high": "Answer in detail and at length."}
+"""What the levels of `verbosity` other than the ordinary one are in the system prompt."""
 
 
 class ChatBody(body.Body, Toolbox, Thinking):
@@ -38,10 +41,7 @@ class ChatBody(body.Body, Toolbox, Thinking):
     UNSUPPORTED: ClassVar[Mapping[str, Container[Any]]] = {
         **body.Body.UNSUPPORTED,
         "modalities": (["text"],),
-        **dict.fromkeys(("audio", "web_search_options", "moderation"), ()),
-        "verbosity": ("medium",),
-        "store": (False,),
-        "add_generation_prompt": (True,),
+        **dict.fromkeys(("audio", "web_search_options"), ()),
     }
 
     messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
@@ -50,6 +50,8 @@ class ChatBody(body.Body, Toolbox, Thinking):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     metadata: dict[str, Any] | None = Field(None, max_length=16)
 
     def request(self, max_n: int, default: Effort | None, owner: str) -> ChatRequest:
@@ -58,22 +60,12 @@ class ChatBody(body.Body, Toolbox, Thinking):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
         messages = history(self.messages)
-        last = messages[-1]
-        prefilled = last.role == "assistant" and not last.tool_calls and bool(last.content)
-        if self.continue_final_message and not prefilled:
-            raise InvalidRequest("There is no final assistant message to continue.", param="continue_final_message")
-        continued = prefilled and self.continue_final_message is not False
         tools = self.offered()
         choice = self.choice(tools)
-        if continued and choice.mode == "required":
-            raise InvalidRequest(
-                "The last message begins an answer, which cannot become a tool call: leave it out, or set "
-                "'continue_final_message' to false.",
-                param="tool_choice",
-            )
+        form = self.form()
         return ChatRequest(
             model=self.model,
-            messages=messages,
+            messages=self._with_hint(messages),
             sampling=self.sampling(
                 max_tokens=self.max_completion_tokens or self.max_tokens,
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
@@ -83,16 +75,48 @@ class ChatBody(body.Body, Toolbox, Thinking):
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=self.parallel,
-            grammar=self.form(),
+            grammar=form,
             template_kwargs=self._template_kwargs(),
-            continue_final=continued,
+            continue_final=self._continues(messages[-1], choice, form),
             owner=owner,
             priority=self.rank,
         )
 
+    def _continues(self, last: Message, choice: ToolChoice, form: Grammar | None) -> bool:
+        """Whether the answer goes on with the text of the last message. Raises `InvalidRequest`.
+
+        Where nobody says so, what must be a call or have a form is a new turn: agents ask for it behind an answer.
+        """
+        if self.add_generation_prompt is False and not self.continue_final_message:
+            raise UnsupportedParameter(
+                "'add_generation_prompt' may be false only where 'continue_final_message' is true.",
+                param="add_generation_prompt",
+            )
+        begun = last.role == "assistant" and not last.tool_calls and bool(last.content)
+        if not self.continue_final_message:
+            free = choice.mode != "required" and form is None
+            return begun and free and self.continue_final_message is None
+        if not begun:
+            raise InvalidRequest("There is no final assistant message to continue.", param="continue_final_message")
+        if choice.mode == "required":
+            raise InvalidRequest(
+                "The last message begins an answer, which cannot become a tool call: leave it out, or set "
+                "'continue_final_message' to false.",
+                param="tool_choice",
+            )
+        return True
+
+    def _with_hint(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The messages with what `verbosity` asks for as one more of the system's, which are joined for the model.
+
+        The last message stays the last: it may be the one that is continued.
+        """
+        hint = HINTS.get(self.verbosity or "medium")
+        return messages if hint is None else (*messages[:-1], Message("system", hint), messages[-1])
+
     def _template_kwargs(self) -> dict[str, Any]:
         """Which of them a template takes is the worker's to say; nested and endless ones go nowhere."""
-        kwargs = self.chat_template_kwargs or {}
+        kwargs = {name: value for name, value in (self.chat_template_kwargs or {}).items() if value is not None}
         for name, value in kwargs.items():
             if not isinstance(value, str | int | float) or (isinstance(value, int) and abs(value) >= 2**63):
                 raise InvalidRequest(f"'{name}' must be a text, a number or a boolean.", param="chat_template_kwargs")

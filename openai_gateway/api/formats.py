@@ -14,7 +14,7 @@ from openai_gateway.types import Grammar
 from openai_gateway.worker.schema import DEEPEST, MOST, VALUES
 
 KINDS: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), dict),
+    **dict.fromkeys(("properties", "patternProperties", "dependentSchemas", "$defs", "definitions"), dict),
     **dict.fromkeys(("required", "enum", "anyOf", "oneOf", "allOf", "prefixItems"), list),
     **dict.fromkeys(("pattern", "format", "$ref"), str),
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
@@ -27,13 +27,13 @@ Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
 class JsonSchema(BaseModel):
-    """`response_format.json_schema`; answers are held to the schema with `strict` and without."""
+    """`response_format.json_schema`. Without `strict`, answers are held to as much of the schema as can be kept to."""
 
     model_config = ConfigDict(strict=True)
 
     name: Name
     description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
@@ -55,8 +55,10 @@ class ResponseFormat(BaseModel):
             return Grammar(kind="json", source=schema_text({"type": "object"} | (self.schema_ or {}), param, param))
         if (asked := self.json_schema) is None:
             raise InvalidRequest.missing("response_format.json_schema")
-        source = schema_text(asked.schema_, f"response_format '{asked.name}'", param)
-        return Grammar(kind="json", source=source, name=asked.name, description=asked.description or "")
+        schema = {"type": "object"} if asked.schema_ is None else asked.schema_
+        source = schema_text(schema, f"response_format '{asked.name}'", param)
+        description, lenient = asked.description or "", not asked.strict
+        return Grammar(kind="json", source=source, name=asked.name, description=description, lenient=lenient)
 
 
 class StructuredOutputs(BaseModel):

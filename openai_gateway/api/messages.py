@@ -34,17 +34,18 @@ class ToolCallBody(BaseModel):
     model_config = ConfigDict(strict=True)
 
     id: str
-    type: Literal["function", "custom"] = "function"
+    type: Literal["function", "custom"] | None = None
     function: FunctionBody | None = None
     custom: CustomBody | None = None
 
     def call(self, where: str) -> ToolCall:
         """The call; `where` names it in errors."""
-        if self.type == "function" and self.function is not None:
+        kind = self.type or "function"
+        if kind == "function" and self.function is not None:
             return ToolCall(self.id, self.function.name, self.function.arguments)
-        if self.type == "custom" and self.custom is not None:
+        if kind == "custom" and self.custom is not None:
             return ToolCall(self.id, self.custom.name, self.custom.input, "custom")
-        raise InvalidRequest.missing(f"{where}.{self.type}")
+        raise InvalidRequest.missing(f"{where}.{kind}")
 
 
 class MessageBody(BaseModel):

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from openai_gateway.api.chat import ChatBody
 from openai_gateway.api.completions import CompletionBody
-from tests.api.asking import WHO, chunks, post
+from tests.api.asking import WHO, chat_request, chunks, post, refusal
 from tests.support import MODEL, Server
 
 I_AM = "I am the demo model of openai_gateway, a very small language model that runs on this machine."
@@ -243,6 +243,71 @@ def test_a_trailing_assistant_message_is_continued(http: httpx2.Client) -> None:
     assert begun + body["choices"][0]["message"]["content"] == I_AM
 
 
+BEGUN = [*WHO, {"role": "assistant", "content": "It is sunny."}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "continued"),
+    [
+        ({}, True),
+        ({"tools": TOOLS}, True),
+        ({"response_format": {"type": "text"}}, True),
+        ({"tools": TOOLS, "tool_choice": "required"}, False),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, False),
+        ({"response_format": {"type": "json_object"}}, False),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": {}}}}, False),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, False),
+        ({"guided_regex": "[a-z]+"}, False),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_an_answer_that_must_be_something_else_is_a_new_turn_unless_the_client_says_otherwise(
+    asked: dict[str, Any], continued: bool
+) -> None:
+    assert chat_request(messages=BEGUN, **asked).continue_final is continued
+    assert chat_request(messages=BEGUN, **asked, continue_final_message=False).continue_final is False
+    if "tool_choice" not in asked:
+        assert chat_request(messages=BEGUN, **asked, continue_final_message=True).continue_final is True
+
+
+def test_a_final_message_is_continued_in_vllms_words_as_well() -> None:
+    in_both = chat_request(messages=BEGUN, continue_final_message=True, add_generation_prompt=False)
+    assert in_both == chat_request(messages=BEGUN, continue_final_message=True)
+    assert chat_request(add_generation_prompt=True) == chat_request()
+    for messages in (WHO, BEGUN):
+        assert refusal(messages=messages, add_generation_prompt=False).param == "add_generation_prompt"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"store": True},
+        {"moderation": {}},
+        {"verbosity": "medium"},
+        {"typical_p": 1.0},
+        {"xtc_probability": 0, "xtc_threshold": 0.1},
+        {"xtc_threshold": 0.1},
+        {"min_tokens": 0},
+        {"grammar": ""},
+        {"documents": []},
+        {"chat_template_kwargs": {"thinking": None}},
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_taken(asked: dict[str, Any]) -> None:
+    assert chat_request(**asked) == chat_request()
+
+
+@pytest.mark.parametrize(("verbosity", "hint"), [("low", "Keep your answers short."), ("high", "in detail")])
+def test_verbosity_is_a_sentence_among_the_rules_and_the_last_message_stays_the_last(verbosity: str, hint: str) -> None:
+    rules = {"role": "system", "content": "Be kind."}
+    for history in (WHO, BEGUN, [rules, *WHO]):
+        *before, told, last = chat_request(messages=history, verbosity=verbosity).messages
+        assert told.role == "system" and hint in (told.content or "")
+        assert (*before, last) == chat_request(messages=history).messages
+
+
 @pytest.mark.parametrize(
     "messages",
     [
@@ -276,7 +341,8 @@ def test_null_is_the_same_as_absent_and_strangers_are_ignored(http: httpx2.Clien
     optional = ["temperature", "top_p", "n", "stop", "seed", "logprobs", "top_logprobs", "stream", "stream_options"]
     optional += ["max_tokens", "logit_bias", "tools", "tool_choice", "response_format", "reasoning_effort", "metadata"]
     optional += ["frequency_penalty", "presence_penalty", "user", "store", "functions", "parallel_tool_calls"]
-    optional += ["structured_outputs", "guided_json", "thinking_budget", "reasoning", "function_call"]
+    optional += ["structured_outputs", "guided_json", "thinking_budget", "reasoning", "function_call", "verbosity"]
+    optional += ["moderation", "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "typical_p"]
     response = post(http, **dict.fromkeys(optional), max_completion_tokens=4, something_new={"a": 1})
     assert response.status_code == 200, response.text
 
@@ -332,11 +398,15 @@ def test_null_is_the_same_as_absent_and_strangers_are_ignored(http: httpx2.Clien
         ({"chat_template_kwargs": {"reasoning_effort": 10**30}}, "chat_template_kwargs"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
         ({"thinking": "disabled"}, "thinking"),
-        ({"store": True}, "store"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"thinking_budget": -2}, "thinking_budget"),
-        ({"xtc_probability": 0.5}, "xtc_probability"),
+        ({"xtc_probability": 0.5, "xtc_threshold": 0.1}, "xtc_probability"),
+        ({"typical_p": 0.9}, "typical_p"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"grammar": 'root ::= "x"'}, "grammar"),
+        ({"verbosity": "enormous"}, "verbosity"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
     ],
 )  # fmt: skip

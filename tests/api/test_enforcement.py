@@ -52,6 +52,14 @@ def test_a_schema_holds_every_choice_beside_seeds_and_log_probabilities(http: ht
     assert [c["message"] for c in again] == [c["message"] for c in found]
 
 
+def test_a_form_that_is_asked_for_behind_an_answer_is_that_of_a_new_one(http: httpx2.Client) -> None:
+    answered = [{"role": "user", "content": "Is it wet?"}, {"role": "assistant", "content": "It is sunny."}]
+    (choice,) = choices(http, messages=answered, response_format=SCHEMA)
+    assert is_wet(choice["message"]["content"])
+    refused = post(http, messages=answered, response_format=SCHEMA, continue_final_message=True)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+
+
 def test_any_object_will_do_for_json_object(http: httpx2.Client) -> None:
     asked = {"messages": [{"role": "user", "content": "Write JSON."}], "response_format": {"type": "json_object"}}
     (choice,) = choices(http, **asked, max_tokens=100)
@@ -93,6 +101,19 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_before_the_answer_begins(htt
     error = post(http, tools=tools, tool_choice="required").json()["error"]
     assert error["param"].startswith("tools")
     assert error["message"].startswith("Invalid schema for function 'f'")
+
+
+def test_what_no_decoder_can_hold_to_is_left_out_unless_the_schema_is_strict(http: httpx2.Client) -> None:
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    unlike = {"type": "array", "items": digit, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": unlike}}
+    (choice,) = choices(http, response_format=form)
+    assert [number in range(10) for number in json.loads(choice["message"]["content"])] == [True] * 2
+    strict = {"type": "json_schema", "json_schema": {"name": "it", "schema": unlike, "strict": True}}
+    for asked in ({"response_format": strict}, {"guided_json": unlike}, {"structured_outputs": {"json": unlike}}):
+        response = post(http, **asked)
+        assert response.status_code == 400
+        assert "uniqueItems" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

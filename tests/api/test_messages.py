@@ -43,6 +43,11 @@ def test_calls_of_both_kinds_and_their_results_keep_their_ids() -> None:
     assert second == Message("tool", "42", tool_call_id="a")
 
 
+def test_a_call_whose_type_is_null_is_that_of_a_function() -> None:
+    turn, _ = messages(called(call("a") | {"type": None}), result("a"))
+    assert turn.tool_calls == (ToolCall("a", "f", "{}"),)
+
+
 def test_an_id_may_come_again_in_a_later_turn() -> None:
     assert len(messages(called(call("1")), result("1"), called(call("1")), result("1"))) == 4
 

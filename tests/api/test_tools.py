@@ -203,8 +203,8 @@ def test_the_old_and_the_new_words_are_not_mixed(asked: dict[str, Any], param: s
     assert refusal(**asked).param == param
 
 
-def test_an_answer_that_is_begun_already_cannot_have_to_be_a_call() -> None:
+def test_an_answer_that_is_to_be_continued_cannot_have_to_be_a_call() -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
-    assert refusal(messages=messages, tools=BOTH, tool_choice="required").param == "tool_choice"
-    asked = chat_request(messages=messages, tools=BOTH, tool_choice="required", continue_final_message=False)
-    assert not asked.continue_final
+    asked = {"messages": messages, "tools": BOTH, "tool_choice": "required"}
+    assert refusal(**asked, continue_final_message=True).param == "tool_choice"
+    assert not chat_request(**asked).continue_final
