@@ -229,7 +229,8 @@ class Registry:
             slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             # Whoever asked first may leave: others wait for the same model.
-            await asyncio.wait_for(asyncio.shield(slot.loading), self.settings.load_timeout)
+            async with asyncio.timeout(self.settings.load_timeout):
+                await asyncio.shield(slot.loading)
         except TimeoutError:
             raise Unavailable(LOADING if slot.resident else NO_ROOM) from None
         if slot.provider is None:

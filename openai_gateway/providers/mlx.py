@@ -83,7 +83,9 @@ class MLXProvider:
 
     async def _alive(self) -> Worker:
         try:
-            return await asyncio.wait_for(asyncio.shield(self._worker), self._settings.load_timeout)
+            # Not `wait_for`: in Python 3.11 it forgets that it was cancelled when what it waits for is there already.
+            async with asyncio.timeout(self._settings.load_timeout):
+                return await asyncio.shield(self._worker)
         except TimeoutError:
             raise Unavailable(f"The model `{self._spec.id}` is being started again; please try again soon.") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -17,6 +18,9 @@ import openai
 import psutil
 import pytest
 
+from openai_gateway.providers.mlx import MLXProvider
+from openai_gateway.settings import Settings
+from openai_gateway.types import ModelSpec
 from tests.support import MODEL, Server, running
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, "ignore_eos": True}
@@ -211,3 +215,17 @@ def test_a_gateway_that_is_killed_takes_its_workers_with_it(tmp_path: Path) -> N
 
 def test_the_gateway_process_stays_small(gateway: Server) -> None:
     assert psutil.Process(gateway.process.pid).memory_info().rss < 100 * 1024 * 1024
+
+
+@pytest.mark.anyio
+async def test_a_request_that_is_cancelled_while_its_worker_is_looked_up_goes_no_further() -> None:
+    provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
+    worker: Any = object()
+    provider._worker.set_result(worker)
+    for ticks in range(4):
+        looking = asyncio.create_task(provider._alive())
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        if looking.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await looking

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -16,6 +17,7 @@ import pytest
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.reasoning import THINK
 from openai_gateway.types import Grammar
+from openai_gateway.worker.answers import Endings
 from openai_gateway.worker.guide import Form, Guide
 from openai_gateway.worker.load import Loaded
 from openai_gateway.worker.speculation import LONGEST, Lookup
@@ -240,7 +242,8 @@ def test_a_thinking_budget_holds_in_a_batch_and_costs_nothing_before(
     llama: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert llama.prompts.forms is not None
-    thinker = replace(llama.prompts.forms, tags=THINK)
+    encode = partial(llama.prompts.tokenizer.encode, add_special_tokens=False)
+    thinker = replace(llama.prompts.forms, tags=THINK, endings=Endings.of(encode, THINK, harmony=False))
     budget = thinker.of(chat=True, start_in="analysis", budget=20)
     asked: list[int] = []
     allowed = Guide.allowed
