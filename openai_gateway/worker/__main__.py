@@ -29,7 +29,6 @@ from openai_gateway.worker.prompt import Job
 
 logger = logging.getLogger("openai_gateway.worker")
 
-
 STATS_EVERY = 0.5
 """Seconds between two reports of how a busy engine is doing; an idle one says so with its heartbeat."""
 

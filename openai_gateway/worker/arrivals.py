@@ -67,12 +67,12 @@ class Arrivals:
             self._attempt(generate.id, partial(self._draft, prompts, generate))
 
     def _draft(self, prompts: Prompts, generate: wire.Generate) -> None:
-        id, request = generate.id, generate.request
-        job = prompts.draft(id, request)
-        if prompts.holds(request):
-            self._lanes.submit(job.owner, partial(self._attempt, id, partial(self._hold, prompts, job, request)))
+        job = prompts.draft(generate.id, generate.request)
+        hold = partial(self._hold, prompts, job, generate.request)
+        if prompts.holds(generate.request):
+            self._lanes.submit(job.owner, partial(self._attempt, job.id, hold))
         else:
-            self._put(id, prompts.held(job, request))
+            hold()
 
     def _hold(self, prompts: Prompts, job: Job, request: Request) -> None:
         self._put(job.id, prompts.held(job, request))

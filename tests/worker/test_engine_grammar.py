@@ -218,9 +218,9 @@ def test_a_row_with_a_form_is_not_guessed_at(llama: Loaded) -> None:
     assert session.engine.stats.drafted_tokens == 0
 
 
-def test_a_guide_is_asked_once_for_each_token_and_none_of_a_batch_without(
-    llama: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever a guide is asked what its row may say next."""
     asked: list[int] = []
     allowed = Guide.allowed
 
@@ -229,6 +229,10 @@ def test_a_guide_is_asked_once_for_each_token_and_none_of_a_batch_without(
         return allowed(guide, size)
 
     monkeypatch.setattr(Guide, "allowed", counted)
+    return asked
+
+
+def test_a_guide_is_asked_once_for_each_token_and_none_of_a_batch_without(llama: Loaded, asked: list[int]) -> None:
     session = Session(llama)
     session.submit(0, prompt(5), 20)
     session.run()
@@ -238,21 +242,11 @@ def test_a_guide_is_asked_once_for_each_token_and_none_of_a_batch_without(
     assert len(asked) == 20
 
 
-def test_a_thinking_budget_holds_in_a_batch_and_costs_nothing_before(
-    llama: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thinking_budget_holds_in_a_batch_and_costs_nothing_before(llama: Loaded, asked: list[int]) -> None:
     assert llama.prompts.forms is not None
     encode = partial(llama.prompts.tokenizer.encode, add_special_tokens=False)
     thinker = replace(llama.prompts.forms, tags=THINK, endings=Endings.of(encode, THINK, harmony=False))
     budget = thinker.of(chat=True, start_in="analysis", budget=20)
-    asked: list[int] = []
-    allowed = Guide.allowed
-
-    def counted(guide: Guide, size: int) -> Any:
-        asked.append(size)
-        return allowed(guide, size)
-
-    monkeypatch.setattr(Guide, "allowed", counted)
     free = alone(llama, prompt(5), 60)
     for drafter in (None, Lookup):
         asked.clear()
