@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from openai_gateway.settings import Settings, SettingsError
 from openai_gateway.settings_kinds import memory_size, whole
+from openai_gateway.settings_sources import yaml_problem
 from openai_gateway.types import ModelSpec
 
 EMBEDDED = ModelSpec(id="gateway-demo", path=str(Path(__file__).parent / "demo"), aliases=("demo",))
@@ -47,11 +48,7 @@ def _listed(file: Path) -> list[ModelSpec]:
     except OSError as error:
         raise SettingsError([f"{file.name}: cannot be read: {error.strerror}"]) from None
     except (ValueError, yaml.YAMLError) as error:
-        # Its text in full would quote the line, and there may be a key in it.
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        where = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError([f"{file.name}{where}: {what}"]) from None
+        raise SettingsError([yaml_problem(file.name, error)]) from None
     return [_checked(spec, file) for spec in specs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,12 +73,18 @@ def _section(path: Path, problems: list[str]) -> dict[str, Given]:
         problems.append(f"{path}: cannot be read: {error.strerror}")
         return {}
     except (ValueError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        problems.append(f"{path}, line {mark.line + 1}: {what}" if mark else f"{path}: {what}")
+        problems.append(yaml_problem(path, error))
         return {}
     section: dict[Any, Any] = (content or {}).get("gateway") or {}
     return {str(name): Given(value, lines.get(str(name), str(path))) for name, value in section.items()}
+
+
+def yaml_problem(file: Path | str, error: Exception) -> str:
+    """What is wrong in which line, without the words that stand there: there may be a key among them."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    unquoted = re.sub(r" '[^'<][^']{2,}'", "", what)  # '<scalar>' and single characters are the parser's own words
+    return f"{file}, line {mark.line + 1}: {unquoted}" if mark else f"{file}: {unquoted}"
 
 
 def _lines(root: yaml.Node | None, path: Path) -> dict[str, str]:

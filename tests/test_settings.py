@@ -89,6 +89,8 @@ def test_a_named_models_file_that_is_missing_is_an_error() -> None:
         ("gateway: fast\n", "models.yaml: the file and its `gateway:` section hold `name: value` lines"),
         ("gateway:\n  port: 1\n  port: 2\n", "models.yaml, line 3: `port` stands here twice"),
         ("gateway: {[1]: 2}\n", "models.yaml, line 1: found unhashable key"),
+        ("key: *sk-secret\n", "models.yaml, line 1: found undefined alias"),
+        ("key: !sk-secret\n", "models.yaml, line 1: could not determine a constructor for the tag"),
         ("since: 2024-13-45\n", "models.yaml: month must be in 1..12"),
         ("a: \0\n", "models.yaml: unacceptable character #x0000: special characters are not allowed"),
     ],
