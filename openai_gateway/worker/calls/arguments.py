@@ -9,12 +9,14 @@ from typing import Any, Final
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.types import Grammar, Tool
 from openai_gateway.worker.calls.offer import INPUT, Parameters, schema_of
-from openai_gateway.worker.calls.references import apart
+from openai_gateway.worker.calls.references import apart, resolved
 from openai_gateway.worker.calls.values import types_of
 from openai_gateway.worker.lark import ANYTHING, Lark
 from openai_gateway.worker.schema import readable
 
 NARROWING: Final = frozenset({"enum", "const", "pattern", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "not"})
+JOINT: Final = frozenset({"anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "propertyNames"})
+"""What a schema says of an object as a whole."""
 LONGEST: Final = 2000
 """Characters that are counted; a bound above that is left to the model."""
 KEY: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
@@ -48,9 +50,17 @@ def as_object(lark: Lark, tool: Tool) -> str:
 def members(tool: Tool) -> Iterator[tuple[str | None, Any, bool]]:
     """Each parameter: its name, its schema with all that this refers to, and whether it must be there.
 
-    The name is None for any number of parameters, of whatever name.
+    The name is None for any number of parameters, of whatever name. Raises `InvalidRequest` where a strict schema says
+    something of all of them together.
     """
     root, parameters = schema_of(tool), Parameters.of(tool)
+    whole = resolved(root, root)
+    if tool.strict and isinstance(whole, dict) and (joint := sorted(JOINT & whole.keys())):
+        raise InvalidRequest(
+            f"Invalid schema for {title(tool)}: this model writes parameters one by one, which cannot be held to "
+            f"{', '.join(joint)} at the root of a schema. Say it of a parameter, or leave `strict` out.",
+            param="tools",
+        )
     for key, schema in parameters.named.items():
         yield key, apart(schema, root), key in parameters.required
     if parameters.others is not None:

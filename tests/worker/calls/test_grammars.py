@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import jsonschema
+import msgspec
 import numpy as np
 import pytest
 from llguidance import LLMatcher
@@ -238,6 +239,15 @@ REFERRING: list[dict[str, Any]] = [
     },
     {"properties": {"a": INTEGER, "b": {"$ref": "#/$defs/A%5BB%5D"}}, "$defs": {"A[B]": INTEGER}},
 ]
+
+
+@pytest.mark.parametrize("format", SEPARATE)
+def test_what_a_strict_schema_says_of_all_parameters_together_is_refused_where_they_are_apart(format: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    tool = Tool(name="f", parameters=json.dumps({"type": "object"} | ODD["either"]), strict=True)
+    with pytest.raises(InvalidRequest, match=r"function 'f': .* one by one, .* anyOf at the root"):
+        output(read, offer_of(tool))
+    assert output(read, offer_of(msgspec.structs.replace(tool, strict=False)))
 
 
 @pytest.mark.parametrize("format", SEPARATE)
