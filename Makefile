@@ -1,12 +1,15 @@
-# make serve: install, then serve the embedded model on http://127.0.0.1:8000/v1
+# make serve: install, then serve what the settings say, by default the embedded model on http://127.0.0.1:8000/v1;
+#             takes HOST=, PORT= and MODEL=
 # make test:  install, then run the tests
 # make bench: measure the gateway beside mlx_lm.server and mlx-lm's plain generator; ARGS takes what `bench` takes
 PYTHON ?= python3
-HOST   ?= 127.0.0.1
-PORT   ?= 8000
-MODEL  ?=
 
 BIN := .venv/bin
+
+# Only what is given to make itself: HOST, PORT and MODEL stand in many an environment for something else, and as options
+# they would go over every setting.
+given = $(if $(filter command,$(origin $1)),$($1))
+option = $(if $(call given,$1),--$2 "$($1)")
 
 .PHONY: install serve test check format bench demo-model clean
 .DEFAULT_GOAL := serve
@@ -30,7 +33,7 @@ develop: .venv/.installed-dev
 	@touch .venv/.installed $@
 
 serve: install
-	$(BIN)/openai-gateway serve --host $(HOST) --port $(PORT) $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/openai-gateway serve $(call option,HOST,host) $(call option,PORT,port) $(call option,MODEL,model)
 
 test: develop
 	$(BIN)/python -m pytest $(ARGS)
@@ -46,7 +49,7 @@ format: develop
 
 # A model of random weights is made in .bench for it; MODEL=demo takes the embedded one.
 bench: install
-	$(BIN)/openai-gateway bench --start "$(or $(MODEL),tiny)" --rounds 3 $(ARGS)
+	$(BIN)/openai-gateway bench --start "$(or $(call given,MODEL),tiny)" --rounds 3 $(ARGS)
 
 # Trains the embedded model again from nothing: about an hour on two cores, more beside other work.
 demo-model: develop

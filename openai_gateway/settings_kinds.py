@@ -18,7 +18,16 @@ Size = Annotated[int, Field(ge=1024, le=2**31)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Pause = Annotated[float, Field(ge=0, le=31_536_000)]
 
-File = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def expanded(path: Path) -> Path:
+    """The path, with a folder for its `~` or `~user`. Raises ValueError where there is no such user, or no home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"no home is known for `{path.parts[0]}`") from None
+
+
+File = Annotated[Path, AfterValidator(expanded)]
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -34,7 +43,7 @@ def memory_size(value: object) -> int | Literal["auto"]:
 
 
 def _blas(choice: str) -> str:
-    if choice not in ("auto", "none") and not Path(choice).expanduser().is_file():
+    if choice not in ("auto", "none") and not expanded(Path(choice)).is_file():
         raise ValueError("is neither `auto` nor `none`, nor a file")
     return choice
 

@@ -15,7 +15,7 @@ from typing import cast
 import httptools
 
 from openai_gateway.bench.desk import Desk
-from openai_gateway.bench.load import Address, Failed, send
+from openai_gateway.bench.load import Address, Failed, reason, send
 from openai_gateway.bench.sheet import Metric
 
 LATENCY = Metric("kept answer", "ms")
@@ -40,6 +40,8 @@ class Repeated(asyncio.Protocol):
         self.hit = False
         """Whether the last answer was a kept one."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sent = time.perf_counter()
+        """When the last request was."""
         self._request = request
         self._count = count
         self._end = end
@@ -51,7 +53,7 @@ class Repeated(asyncio.Protocol):
 
     def _send(self) -> None:
         self.hit = False
-        self._sent = time.perf_counter()
+        self.sent = time.perf_counter()
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -65,10 +67,11 @@ class Repeated(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         now = time.perf_counter()
-        self.times.append((now - self._sent) * 1000)
         if self._parser.get_status_code() != 200:
             self._fail(f"status {self._parser.get_status_code()}")
-        elif len(self.times) < self._count and now < self._end:
+            return
+        self.times.append((now - self.sent) * 1000)
+        if len(self.times) < self._count and now < self._end:
             self._parser = httptools.HttpResponseParser(self)
             self._send()
         elif not self.done.done():
@@ -81,28 +84,29 @@ class Repeated(asyncio.Protocol):
         if not self.done.done():
             self.done.set_exception(Failed(why))
 
-    def close(self) -> None:
-        self._transport.close()
-
 
 async def hits(desk: Desk) -> None:
-    """A short question, asked again and again: by one client, and then by several at once."""
+    """A short question, asked again and again: by one client, and then by several at once.
+
+    Raises `Failed`, which is noted as well.
+    """
     address, request = desk.server.address, _request(desk)
     for _ in range(2):
-        first = await _repeated(address, request, 1)
+        first = await _repeated(desk, "asked first", request, 1)
     if not first.hit:
         desk.page.note("it keeps no answers, or does not say so in an x-cache header")
         return
     alone = "asked again"
-    desk.page.asked(alone, ALONE)
-    desk.page.add(alone, LATENCY, *(await _repeated(address, request, ALONE)).times)
+    desk.page.add(alone, LATENCY, *(await _repeated(desk, alone, request, ALONE)).times)
     together = f"{TOGETHER} clients"
     before, began = await _processor(address), time.perf_counter()
-    ended = began + SECONDS
-    clients = await asyncio.gather(*(_repeated(address, request, 10**9, ended) for _ in range(TOGETHER)))
+    asking = [_repeated(desk, together, request, 10**9, began + SECONDS) for _ in range(TOGETHER)]
+    answers = 0
+    for client in await asyncio.gather(*asking, return_exceptions=True):
+        if isinstance(client, BaseException):
+            raise client
+        answers += len(client.times)
     seconds, after = time.perf_counter() - began, await _processor(address)
-    answers = sum(len(client.times) for client in clients)
-    desk.page.asked(together, answers)
     desk.page.add(together, RATE, answers / seconds)
     if before is None or after is None:
         desk.page.note("it does not tell its processor time; a key needs the permission `metrics` for that")
@@ -123,16 +127,35 @@ def _request(desk: Desk) -> bytes:
     return desk.server.address.request("/chat/completions", json.dumps(body).encode(), keep=True)
 
 
-async def _repeated(address: Address, request: bytes, count: int, end: float = float("inf")) -> Repeated:
+async def _repeated(desk: Desk, case: str, request: bytes, count: int, end: float = float("inf")) -> Repeated:
+    """One client's answers; how many it asked for is noted. Raises `Failed`, which is noted as well."""
+    address, timeout = desk.server.address, desk.server.timeout
+    client = Repeated(request, count, end)
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(
-        lambda: Repeated(request, count, end), address.parts.hostname or "", address.port, ssl=address.tls
-    )
     try:
-        await client.done
-    finally:
-        client.close()
+        async with asyncio.timeout(timeout):
+            host = address.parts.hostname or ""
+            transport, _ = await loop.create_connection(lambda: client, host, address.port, ssl=address.tls)
+        try:
+            await _heard(client, timeout)
+        finally:
+            client.done.cancel()  # or the end of the connection would be an error that nobody hears
+            transport.close()
+    except (Failed, OSError) as error:
+        why = reason(error, timeout) if isinstance(error, OSError) else str(error)
+        desk.page.asked(case, len(client.times) + 1)
+        desk.page.fail(case, why)
+        raise Failed(why) from None
+    desk.page.asked(case, len(client.times))
     return client
+
+
+async def _heard(client: Repeated, timeout: float) -> None:
+    """Wait for the last answer; each may take that many seconds."""
+    while (left := client.sent + timeout - time.perf_counter()) > 0:
+        if (await asyncio.wait([client.done], timeout=left))[0]:
+            return await client.done
+    raise TimeoutError
 
 
 async def _processor(address: Address) -> float | None:

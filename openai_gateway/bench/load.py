@@ -52,9 +52,15 @@ class Address:
 
     url: str
     key: str | None = None
+    trusted: ssl.SSLContext | None = None
+    """Whom to believe to be that server; by default, whom the system believes."""
 
     def __post_init__(self) -> None:
-        if self.parts.scheme not in ("http", "https") or not self.parts.hostname:
+        try:
+            fine = self.parts.scheme in ("http", "https") and self.parts.hostname and self.port
+        except ValueError:  # brackets that do not close, a port that is no number
+            fine = False
+        if not fine:
             raise ValueError(f"`{self.url}` is no base URL; one looks like http://localhost:8000/v1.")
 
     @cached_property
@@ -67,7 +73,7 @@ class Address:
 
     @cached_property
     def tls(self) -> ssl.SSLContext | None:
-        return ssl.create_default_context() if self.parts.scheme == "https" else None
+        return (self.trusted or ssl.create_default_context()) if self.parts.scheme == "https" else None
 
     def request(self, path: str, body: bytes | None, *, keep: bool = False) -> bytes:
         """An HTTP/1.1 request; POST where there is a body. The connection serves this one only, unless it is kept."""
@@ -142,16 +148,21 @@ async def send(
         async with asyncio.timeout(timeout):
             transport, exchange = await loop.create_connection(lambda: Exchange(request, answer), host, port, ssl=tls)
             await exchange.ended
-    except TimeoutError:
-        answer.failure = f"no end after {timeout:g} s"
-    except ConnectionRefusedError:
-        answer.failure = "connection refused"
     except OSError as error:
-        answer.failure = (error.strerror or type(error).__name__).lower()
+        answer.failure = reason(error, timeout)
     finally:
         if transport is not None:
             transport.close()
     return answer
+
+
+def reason(error: OSError, timeout: float) -> str:
+    """Why a connection came to nothing, in words that can be counted."""
+    if isinstance(error, TimeoutError):
+        return f"no end after {timeout:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return (error.strerror or type(error).__name__).lower()
 
 
 class _Delta(msgspec.Struct):

@@ -7,11 +7,10 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 import typer
 
-from openai_gateway.cli.client import BaseUrlOption, address, console, fail, read_settings
+from openai_gateway.cli.client import BaseUrlOption, console, fail, locate
 
 if TYPE_CHECKING:
     from openai_gateway.bench.session import Place, Results, Session
@@ -79,6 +78,8 @@ def bench(
 
     if plot is not None and (why := unable(plot)):
         fail(why, 2)
+    for path in (as_json, plot):
+        _check(path)
     if start is None and (batch or blas):
         fail("--batch and --blas are for servers that are started here, with --start.", 2)
     source = command.get_parameter_source("base_url")
@@ -101,15 +102,19 @@ def bench(
 
 
 def _first(base_url: str | None, api_key: str | None, model: str | None) -> Place:
-    """The server that the options or the settings name; only to that one goes the gateway's key."""
-    from openai_gateway.bench.load import Address
+    """The server that the options or the settings name."""
     from openai_gateway.bench.session import Place
 
-    settings = read_settings()
-    own = settings.api_key.get_secret_value() if settings.api_key else None
-    key = api_key or own or (os.environ.get("OPENAI_API_KEY") if base_url else None)
-    url = base_url or address(settings)
-    return Place(urlsplit(url).netloc.rpartition("@")[2], Address(url, key), model)
+    address = locate(base_url, api_key)
+    return Place(address.parts.netloc.rpartition("@")[2], address, model)
+
+
+def _check(path: Path | None) -> None:
+    """That a report can be written there; asked before an hour is spent on measuring."""
+    if path in (None, Path("-")):
+        return
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        fail(f"{path}: cannot be written.", 2)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openai_gateway.cli.client import BaseUrlOption, connect, console, explain, fail
+from openai_gateway.cli.client import BaseUrlOption, clean, connect, console, explain, fail, listed
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -36,7 +36,7 @@ def chat(
         level = as_effort(effort) if effort else None
     except ValueError as error:
         fail(str(error), 2)
-    question = None if sys.stdin.isatty() else _question()
+    question = None if sys.stdin is not None and sys.stdin.isatty() else _question()
     with connect(base_url, retries=2) as client:
         conversation = Conversation(client, model or _first(client), level, system)
         if question is not None:
@@ -49,7 +49,7 @@ def chat(
 
 def _question() -> str:
     try:
-        question = sys.stdin.buffer.read().decode().strip("\n")
+        question = sys.stdin.buffer.read().decode().strip("\n") if sys.stdin is not None else ""
     except UnicodeDecodeError:
         fail("What came from the pipe is not UTF-8 text.", 2)
     return question or fail("Nothing came from the pipe: there is nothing to ask.", 2)
@@ -57,12 +57,7 @@ def _question() -> str:
 
 def _first(client: OpenAI) -> str:
     """The gateway lists its default model first."""
-    import openai
-
-    try:
-        found = client.models.list().data
-    except openai.OpenAIError as error:
-        fail(explain(error, client))
+    found = listed(client)
     return found[0].id if found else fail(f"{client.base_url} serves no model.")
 
 
@@ -70,10 +65,11 @@ def _pipe(conversation: Conversation, question: str) -> None:
     """Print the answer and nothing else, as it comes."""
     import openai
 
+    terminal = sys.stdout.isatty()
     try:
         for kind, text in conversation.ask(question):
             if kind == "content":
-                sys.stdout.write(text)
+                sys.stdout.write(clean(text) if terminal else text)
                 sys.stdout.flush()
     except openai.OpenAIError as error:
         fail(explain(error, conversation.client))

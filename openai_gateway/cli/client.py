@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 from urllib.parse import urlsplit
@@ -12,9 +14,13 @@ from urllib.parse import urlsplit
 import typer
 
 if TYPE_CHECKING:
+    import ssl
+
     from openai import OpenAI, OpenAIError
+    from openai.types import Model
     from rich.console import Console
 
+    from openai_gateway.bench.load import Address
     from openai_gateway.settings import Settings, SettingsError
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
@@ -28,13 +34,17 @@ LogDirOption = Annotated[Path | None, typer.Option("--log-dir", help="Folder for
 BaseUrlOption = Annotated[
     str | None,
     typer.Option(
-        "--base-url", envvar="OPENAI_BASE_URL", help="Where the gateway is; by default where the settings put it."
+        "--base-url",
+        envvar="OPENAI_BASE_URL",
+        help="Where the gateway is; by default where the settings put it. Their key goes nowhere else: elsewhere, "
+        "OPENAI_API_KEY is sent.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Addresses that one listens on, but does not connect to."""
+CERTIFICATE = "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----"
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -84,18 +94,78 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
 
 
-def connect(base_url: str | None, *, retries: int = 0) -> OpenAI:
-    """A client for the gateway; with its key, or else the SDK's `OPENAI_API_KEY` where a URL was named."""
-    import openai
+def locate(base_url: str | None, api_key: str | None = None) -> Address:
+    """Where the gateway is, and the key for it; ends the command where `base_url` is none.
+
+    The settings' key, and trust in their certificate, are for the settings' own address: a URL may stand in a variable
+    that was set for somebody else's server.
+    """
+    from openai_gateway.bench.load import Address
 
     settings = read_settings()
-    url = base_url or address(settings)
-    key = settings.api_key.get_secret_value() if settings.api_key else None if base_url else "none"
-    http_client = openai.DefaultHttpxClient(trust_env=not is_local(url))
+    elsewhere = os.environ.get("OPENAI_API_KEY") if base_url else None
     try:
-        return openai.OpenAI(base_url=url, api_key=key, max_retries=retries, http_client=http_client)
-    except openai.OpenAIError:  # the SDK insists on some key, the gateway only where one is set
-        return openai.OpenAI(base_url=url, api_key="none", max_retries=retries, http_client=http_client)
+        named = Address(base_url or address(settings), api_key or elsewhere)
+        if not _is_own(named, settings):
+            return named
+    except ValueError as error:
+        fail(str(error), 2)
+    own = settings.api_key.get_secret_value() if settings.api_key else None
+    trusted = _trust(settings.tls_certificate) if settings.tls_certificate else None
+    return replace(named, key=api_key or own or named.key, trusted=trusted)
+
+
+def _is_own(named: Address, settings: Settings) -> bool:
+    if settings.port == 0:
+        return False
+    own = urlsplit(address(settings))
+    same = named.parts.hostname == own.hostname or (is_local(named.url) and is_local(own.geturl()))
+    return same and (named.parts.scheme, named.port) == (own.scheme, own.port)
+
+
+def _trust(certificate: Path) -> ssl.SSLContext:
+    """In whoever shows this very certificate. It is for the names that others use, hardly for 127.0.0.1."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        # The first one is the server's own; behind it stand those of its signers, who sign for many.
+        chain = re.findall(CERTIFICATE, certificate.read_text(), re.DOTALL)
+        context.load_verify_locations(cadata="".join(chain[:1]))
+    except (OSError, ValueError) as error:
+        fail(f"tls_certificate: {certificate} cannot be read: {getattr(error, 'strerror', None) or error}", 2)
+    return context
+
+
+def connect(base_url: str | None, *, retries: int = 0) -> OpenAI:
+    """A client for the gateway at `base_url`, or where the settings put it."""
+    import httpx2
+    import openai
+
+    place = locate(base_url)
+    http_client = openai.DefaultHttpxClient(trust_env=not is_local(place.url), verify=place.trusted or True)
+    key = place.key or "none"  # the SDK insists on some key, the gateway only where one is set
+    try:
+        return openai.OpenAI(base_url=place.url, api_key=key, max_retries=retries, http_client=http_client)
+    except httpx2.InvalidURL as error:
+        fail(f"`{place.url}` is no base URL: {error}", 2)
+
+
+def listed(client: OpenAI) -> list[Model]:
+    """The models that a gateway serves, its default one first; ends the command where it does not tell."""
+    import openai
+
+    try:
+        found = list(client.models.list().data)
+        if all(isinstance(model.id, str) for model in found):
+            return found
+    except openai.OpenAIError as error:
+        fail(explain(error, client))
+    except (AttributeError, TypeError, ValueError):
+        pass  # of what is no list of models, the SDK makes some object or other
+    fail(f"{client.base_url} answers, but lists no models: is it the base URL of a gateway?")
 
 
 def explain(error: OpenAIError, client: OpenAI) -> str:

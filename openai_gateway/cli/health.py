@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openai_gateway.cli.client import BaseUrlOption, address, clean, console, is_local, read_settings
+from openai_gateway.cli.client import BaseUrlOption, clean, console, is_local, locate
 
 if TYPE_CHECKING:
     import httpx2
@@ -23,8 +23,9 @@ def health(base_url: BaseUrlOption = None, wait: WaitOption = 0) -> None:
     """Say whether a gateway is ready; if not, exit with 1."""
     import httpx2
 
-    root = (base_url or address(read_settings())).rstrip("/").removesuffix("/v1")
-    with httpx2.Client(timeout=5, trust_env=not is_local(root)) as client:
+    place = locate(base_url)
+    root = place.url.rstrip("/").removesuffix("/v1")
+    with httpx2.Client(timeout=5, trust_env=not is_local(root), verify=place.trusted or True) as client:
         until = time.monotonic() + wait
         with _spinner(f"waiting for {root}") if wait else contextlib.nullcontext():
             while (ready := _look(client, f"{root}/health/ready")) != "ok" and time.monotonic() < until:

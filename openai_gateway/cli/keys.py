@@ -139,12 +139,13 @@ def _expiry(text: str | None) -> float | None:
     """A time in seconds of Unix time."""
     if text is None:
         return None
-    if span := re.fullmatch(r"(\d+)([mhd])", text):
-        return time.time() + int(span[1]) * UNITS[span[2]]
+    now = time.time()
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+        span = re.fullmatch(r"(\d+)([mhd])", text)
+        when = now + int(span[1]) * UNITS[span[2]] if span else datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
         fail(f"--expires: {text} is neither 90d, 12h or 30m, nor a date", 2)
+    return when if when > now else fail(f"--expires: {text} is not in the future", 2)
 
 
 def _tell(key: Key, secret: str, *, as_json: bool) -> None:

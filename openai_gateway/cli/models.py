@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from openai_gateway.cli.client import BaseUrlOption, JsonOption, connect, explain, fail, print_table
+from openai_gateway.cli.client import BaseUrlOption, JsonOption, connect, listed, print_table
 
 if TYPE_CHECKING:
     from openai.types import Model
@@ -16,13 +16,8 @@ if TYPE_CHECKING:
 
 def models(base_url: BaseUrlOption = None, as_json: JsonOption = False) -> None:
     """List the models of a running gateway."""
-    import openai
-
     with connect(base_url) as client:
-        try:
-            found = client.models.list().data
-        except openai.OpenAIError as error:
-            fail(explain(error, client))
+        found = listed(client)
     if as_json:
         typer.echo(json.dumps([model.to_dict() for model in found], indent=2))
     else:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from openai_gateway.cli.client import clean, explain
 from openai_gateway.cli.conversation import as_effort
+from openai_gateway.settings_kinds import expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -182,10 +183,10 @@ class Terminal:
         else:
             text = "\n".join(f"## {message['role']}\n\n{message.get('content')}\n" for message in messages)
         try:
-            with Path(name).expanduser().open("x", encoding="utf-8") as file:
+            with expanded(Path(name)).open("x", encoding="utf-8") as file:
                 file.write(text)
-        except OSError as error:
-            self.complain(f"{name or '/save'}: {error.strerror}")
+        except (OSError, ValueError) as error:
+            self.complain(f"{name or '/save'}: {getattr(error, 'strerror', None) or error}")
         else:
             self.note(f"saved to {name}")
 

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 MODELS = [
@@ -23,6 +24,14 @@ MODELS = [
     {"id": "org/large", "object": "model", "created": 1_700_000_000, "owned_by": "hub", "loaded": False},
 ]
 MODELS[0]["loaded"] = True
+NO_LISTS = {
+    "page": HTMLResponse("<p>It works."),
+    "empty": JSONResponse({}),
+    "null": JSONResponse({"data": None}),
+    "words": JSONResponse({"data": ["tiny"]}),
+    "nameless": JSONResponse({"data": [{"name": "tiny"}]}),
+}
+"""What others answer, whose folders have these names."""
 
 
 class Server:
@@ -34,6 +43,7 @@ class Server:
         self.routes = [
             Route("/v1/models", self.models),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/{other}/models", lambda request: NO_LISTS[request.path_params["other"]]),
             Route("/health/live", lambda _: JSONResponse({"status": "ok"})),
             Route("/health/ready", self.health),
         ]
@@ -101,19 +111,28 @@ def frame(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
-@pytest.fixture(scope="session")
-def _server() -> Iterator[tuple[Server, str]]:
-    state = Server()
-    config = uvicorn.Config(Starlette(routes=state.routes), log_level="critical", lifespan="off", ws="none")
+@contextmanager
+def serving(state: Server, **tls: Any) -> Iterator[int]:
+    """The port."""
+    config = uvicorn.Config(Starlette(routes=state.routes), log_level="critical", lifespan="off", ws="none", **tls)
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # whoever comes before the server is up waits for it
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield state, f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[tuple[Server, str]]:
+    state = Server()
+    with serving(state) as port:
+        yield state, f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture(autouse=True)

@@ -54,8 +54,13 @@ def test_the_gateways_key_is_for_the_gateway_alone(
     gateway: str, keys: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_GATEWAY_API_KEY", "sk-gateway")
+    monkeypatch.setenv("OPENAI_GATEWAY_PORT", gateway.rpartition(":")[2].removesuffix("/v1"))
     assert bench("--base-url", gateway, "--beside", f"other={gateway}", *QUICK).exit_code == 0
     assert list(dict.fromkeys(keys)) == ["Bearer sk-gateway", None]
+    keys.clear()
+    monkeypatch.setenv("OPENAI_GATEWAY_PORT", "1")
+    assert bench("--base-url", gateway, *QUICK).exit_code == 0
+    assert set(keys) == {None}
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(unused: str) -> None:
@@ -76,6 +81,9 @@ def test_a_server_that_is_not_there_is_said_in_one_line(unused: str) -> None:
         (["--start", "tiny", "--model", "m"], "--start"),
         (["--start", "tiny", "--base-url", "http://x/v1"], "--start"),
         (["--base-url", "localhost:1"], "is no base URL"),
+        (["--base-url", "http://localhost:80a0/v1"], "is no base URL"),
+        (["--json", "missing/a.json"], "missing/a.json: cannot be written."),
+        (["--json", "/"], "/: cannot be written."),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(arguments: list[str], said: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import openai_gateway
 from openai_gateway.cli import app
+from openai_gateway.cli.chat import chat
 
 # The terminal has to be the session's own, or else Ctrl-C is a byte and no signal; where tests run in the background,
 # the signal is ignored, and what they start would ignore it as well.
@@ -105,6 +108,25 @@ def test_a_wrong_effort_is_refused_before_anything_is_asked(gateway: str, asked:
 def test_a_pipe_with_nothing_to_ask_is_refused(gateway: str, asked: list[dict[str, Any]], data: str | bytes) -> None:
     result = CliRunner().invoke(app, ["chat", "--base-url", gateway], input=data)
     assert (result.exit_code, asked) == (2, [])
+
+
+def test_a_closed_stdin_is_a_pipe_with_nothing_in_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(typer.Exit):
+        chat()
+    assert "there is nothing to ask" in capsys.readouterr().err
+
+
+def test_an_answer_to_a_pipe_does_not_drive_the_terminal_that_shows_it(
+    gateway: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for terminal, shown in ((False, "You said: \x1b[31mred \n"), (True, "You said: [31mred \n")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x1b[31mred")))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        chat(base_url=gateway)
+        assert capsys.readouterr().out == shown
 
 
 def test_an_error_in_a_pipe_is_one_line_on_stderr(gateway: str) -> None:

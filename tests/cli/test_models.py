@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from openai_gateway.cli import app
+from tests.cli.conftest import NO_LISTS
 
 
 def test_models_are_listed_with_what_is_known_of_them(gateway: str) -> None:
@@ -53,17 +54,25 @@ def test_a_gateway_that_is_not_running_is_said_in_one_line(unused: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "key"),
+    ("variables", "own", "key"),
     [
-        ({"OPENAI_GATEWAY_API_KEY": "sk-gateway", "OPENAI_API_KEY": "sk-openai"}, "sk-gateway"),
-        ({"OPENAI_API_KEY": "sk-openai"}, "sk-openai"),
-        ({}, "none"),
+        ({"OPENAI_GATEWAY_API_KEY": "sk-gateway", "OPENAI_API_KEY": "sk-openai"}, True, "sk-gateway"),
+        ({"OPENAI_GATEWAY_API_KEY": "sk-gateway", "OPENAI_API_KEY": "sk-openai"}, False, "sk-openai"),
+        ({"OPENAI_GATEWAY_API_KEY": "sk-gateway"}, False, "none"),
+        ({"OPENAI_API_KEY": "sk-openai"}, True, "sk-openai"),
+        ({}, True, "none"),
     ],
 )
-def test_the_gateways_own_key_goes_first(
-    gateway: str, keys: list[str | None], variables: dict[str, str], key: str, monkeypatch: pytest.MonkeyPatch
+def test_the_gateways_key_is_for_its_own_address_alone(
+    gateway: str,
+    keys: list[str | None],
+    variables: dict[str, str],
+    own: bool,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in variables.items():
+    port = gateway.rpartition(":")[2].removesuffix("/v1")
+    for name, value in (variables | {"OPENAI_GATEWAY_PORT": port if own else "1"}).items():
         monkeypatch.setenv(name, value)
     assert CliRunner().invoke(app, ["models", "--base-url", gateway]).exit_code == 0
     assert keys == [f"Bearer {key}"]
@@ -76,6 +85,15 @@ def test_a_key_for_elsewhere_is_not_sent_to_this_machine(
     monkeypatch.setenv("OPENAI_GATEWAY_PORT", gateway.rpartition(":")[2].removesuffix("/v1"))
     assert CliRunner().invoke(app, ["models"]).exit_code == 0
     assert keys == ["Bearer none"]
+
+
+@pytest.mark.parametrize("other", NO_LISTS)
+@pytest.mark.parametrize("command", ["models", "chat"])
+def test_what_is_no_list_of_models_is_said_in_one_line(gateway: str, command: str, other: str) -> None:
+    url = f"{gateway.removesuffix('v1')}{other}/"
+    result = CliRunner().invoke(app, [command, "--base-url", url], input="hello")
+    wanted = f"{url} answers, but lists no models: is it the base URL of a gateway?\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", wanted)
 
 
 def test_a_proxy_of_the_environment_does_not_stand_before_this_machine(

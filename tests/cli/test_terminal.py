@@ -175,6 +175,15 @@ def test_save_never_overwrites_a_file(say: Say) -> None:
     assert Path("mine.md").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("~nobody-of-that-name/talk.md", "no home is known for"), ("talk\0.md", "null byte")]
+)
+def test_a_name_that_no_file_can_have_does_not_end_the_session(say: Say, name: str, why: str) -> None:
+    shown = say("one", f"/save {name}", "/usage")
+    assert why in shown
+    assert "1 answers: " in shown
+
+
 def test_usage_adds_up_the_answers_of_the_session(say: Say) -> None:
     assert say("one", "two", "/usage").endswith("2 answers: 14 prompt tokens, 10 completion tokens\n")
 
