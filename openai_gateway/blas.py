@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -57,11 +57,12 @@ def choose(wanted: str) -> Choice | None:
 
 
 def replaceable() -> bool:
-    """Whether mlx is its CPU wheel for Linux. Who builds mlx chooses a BLAS then; CUDA and Metal need none."""
-    try:
-        return sys.platform == "linux" and bool(version("mlx-cpu"))
-    except PackageNotFoundError:
-        return False
+    """Whether mlx is its CPU wheel for Linux. Who builds mlx chooses a BLAS then; CUDA and Metal need none.
+
+    CUDA's wheel is installed over it: both are there then.
+    """
+    wheels = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
+    return sys.platform == "linux" and [name for name in wheels if any(distributions(name=name))] == ["mlx-cpu"]
 
 
 def preloading(library: Path) -> dict[str, str]:

@@ -110,8 +110,11 @@ class _Lines(logging.Formatter):
 
 class _Text(_Lines):
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # Only the message: a trace, which logging puts below it, is meant to have lines.
         return _printable(super().formatMessage(record))
+
+    def line(self, record: logging.LogRecord) -> str:
+        # A trace, which logging puts below, is meant to have lines. Indented, none of them passes for a record.
+        return "\n  ".join(_printable(line) for line in super().line(record).split("\n"))
 
 
 class _Json(_Lines):
@@ -142,6 +145,11 @@ class _Rotating(RotatingFileHandler):
     """Files that only their owner can read. A full disk is told of once, on stderr, and holds nothing up."""
 
     failed = False
+
+    def doRollover(self) -> None:
+        if not self.backupCount:  # logging would go on in the same file, and never make it smaller
+            os.truncate(self.baseFilename, 0)
+        super().doRollover()
 
     def _open(self) -> TextIOWrapper:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

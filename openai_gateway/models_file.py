@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
-import yaml
 from msgspec.structs import replace
 
 from openai_gateway.settings import Settings, SettingsError
 from openai_gateway.settings_kinds import memory_size, whole
-from openai_gateway.settings_sources import yaml_problem
+from openai_gateway.settings_sources import read_file
 from openai_gateway.types import ModelSpec
 
 EMBEDDED = ModelSpec(id="gateway-demo", path=str(Path(__file__).parent / "demo"), aliases=("demo",))
@@ -27,28 +27,31 @@ def read_models(settings: Settings) -> list[ModelSpec]:
     names = [name for spec in specs for name in (spec.id, *spec.aliases)]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise SettingsError([f"models.yaml: {', '.join(sorted(doubled))} names more than one model"])
-    if settings.model is None:
-        return specs
+    return specs if settings.model is None else _first(settings.model, specs)
+
+
+def _first(wanted: str, specs: list[ModelSpec]) -> list[ModelSpec]:
+    """The wanted model before the others, be it one of them or not; an alias gives way to the name of its folder."""
     for spec in specs:
-        if settings.model in (spec.id, *spec.aliases):
+        if wanted in (spec.id, *spec.aliases):
             return [spec, *(other for other in specs if other is not spec)]
-    folder = Path(settings.model).expanduser()
-    if folder.is_dir():
-        return [ModelSpec(id=folder.resolve().name, path=str(folder.resolve())), *specs]
-    return [ModelSpec(id=settings.model, path=settings.model), *specs]
+    path = _located(wanted, Path(), "model")
+    name = Path(path).name if Path(path).is_absolute() else path
+    if any(name == spec.id for spec in specs):
+        raise SettingsError([f"model: {name} is what another model is called; list {wanted} in models.yaml as well"])
+    return [
+        ModelSpec(id=name, path=path),
+        *(replace(spec, aliases=tuple(alias for alias in spec.aliases if alias != name)) for spec in specs),
+    ]
 
 
 def _listed(file: Path) -> list[ModelSpec]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        models = content.get("models") if isinstance(content, dict) else content
-        specs = msgspec.convert(models or [], list[ModelSpec])
+        specs = msgspec.convert(read_file(file).models or [], list[ModelSpec])
     except msgspec.ValidationError as error:
         raise SettingsError([f"{file.name}: {str(error).replace('$', 'models')}"]) from None
-    except OSError as error:
-        raise SettingsError([f"{file.name}: cannot be read: {error.strerror}"]) from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise SettingsError([yaml_problem(file.name, error)]) from None
+    except ValueError as error:
+        raise SettingsError([str(error)]) from None
     return [_checked(spec, file) for spec in specs]
 
 
@@ -65,18 +68,18 @@ def _checked(spec: ModelSpec, file: Path) -> ModelSpec:
         raise SettingsError([f"{file.name}: {spec.id}: limits: {error}"]) from None
     return replace(
         spec,
-        path=_located(spec.path, file.parent),
-        adapter=spec.adapter and _located(spec.adapter, file.parent),
-        draft_model=spec.draft_model and _located(spec.draft_model, file.parent),
+        path=_located(spec.path, file.parent, file.name),
+        adapter=spec.adapter and _located(spec.adapter, file.parent, file.name),
+        draft_model=spec.draft_model and _located(spec.draft_model, file.parent, file.name),
         memory=memory,
     )
 
 
-def _located(path: str, base: Path) -> str:
-    """A folder beside models.yaml as a path, anything else as it is: a hub id."""
-    folder = base / Path(path).expanduser()
+def _located(path: str, base: Path, where: str) -> str:
+    """A folder, seen from `base`, as an absolute path; anything else as it is: a hub id."""
+    folder = base / os.path.expanduser(path)
     if folder.is_dir():
         return str(folder.resolve())
     if path.startswith((".", "/", "~")):
-        raise SettingsError([f"models.yaml: there is no folder {path}"])
+        raise SettingsError([f"{where}: there is no folder {path}"])
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,11 @@ import yaml
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 
+from openai_gateway.settings_kinds import expanded
+
 PREFIX = "OPENAI_GATEWAY_"
 MODELS_FILE = Path("models.yaml")
+SECTIONS = ("gateway", "models")
 SECRETS = ("api_key", "redis_url")
 OLDER = {"generation_api_key": "api_key"}
 """Variables of earlier deployments, in lower case → the settings that they are now."""
@@ -26,6 +29,13 @@ class Given(NamedTuple):
     where: str
 
 
+class Written(NamedTuple):
+    """What a models.yaml holds: its `gateway:` section, and whatever stands under `models:`."""
+
+    gateway: dict[str, Given]
+    models: Any
+
+
 def gather(settings: type[BaseSettings], options: Mapping[str, Any], problems: list[str]) -> dict[str, Given]:
     """What was written anywhere, the strongest place for each name; what is wrong is added to `problems`."""
     given = _dotenv(settings, problems) | _variables(EnvSettingsSource(settings).env_vars, "environment variable {}")
@@ -33,13 +43,12 @@ def gather(settings: type[BaseSettings], options: Mapping[str, Any], problems: l
     if "models_file" not in given and MODELS_FILE.exists():
         given["models_file"] = Given(MODELS_FILE, "default")
     path = given["models_file"].value if "models_file" in given else None
-    section = {} if path is None else _section(Path(str(path)).expanduser(), problems)
+    section = {} if path is None else _section(Path(str(path)), problems)
     if "models_file" in section:
         problems.append(f"{section['models_file'].where}: the file cannot name itself with `models_file`")
     for name, (_, where) in (*section.items(), *given.items()):
         if name not in settings.model_fields:
-            near = difflib.get_close_matches(name, settings.model_fields, 1)
-            problems.append(f"{where}: there is no setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else ""))
+            problems.append(f"{where}: {_unknown('setting', name, settings.model_fields)}")
     merged = section | given
     return {name: merged[name] for name in settings.model_fields if name in merged}
 
@@ -61,42 +70,68 @@ def _dotenv(settings: type[BaseSettings], problems: list[str]) -> dict[str, Give
 
 
 def _section(path: Path, problems: list[str]) -> dict[str, Given]:
-    """The `gateway:` section of a models.yaml, each value with its line."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        return read_file(expanded(path)).gateway
+    except ValueError as error:
+        problems.append(str(error))
+        return {}
+
+
+def read_file(path: Path) -> Written:
+    """A models.yaml, each value of `gateway:` with its line. Raises ValueError with what is wrong, and where."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
         root = loader.get_single_node()
-        lines = _lines(root, path)  # before merge keys (`<<`) are resolved: they may repeat a name, nothing else may
         content = loader.construct_document(root) if root else None
-        if not isinstance(content, dict | None) or not isinstance((content or {}).get("gateway"), dict | None):
+        content = {} if content is None else content
+        if not isinstance(content, dict) or not isinstance(content.get("gateway"), dict | None):
             raise ValueError("the file and its `gateway:` section hold `name: value` lines")
+        sections = _sections(root, text) if root and content else {}
     except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror}")
-        return {}
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
-        problems.append(yaml_problem(path, error))
-        return {}
-    section: dict[Any, Any] = (content or {}).get("gateway") or {}
-    return {str(name): Given(value, lines.get(str(name), str(path))) for name, value in section.items()}
+        raise ValueError(_problem(path, error)) from None
+    gateway = content.get("gateway") or {}
+    names = [name for name, _ in sections["gateway"].value] if gateway else []
+    lines = {str(name.value): f"{path}, line {name.start_mark.line + 1}" for name in names}
+    given = {str(name): Given(value, lines.get(str(name), str(path))) for name, value in gateway.items()}
+    return Written(given, content.get("models"))
 
 
-def yaml_problem(file: Path | str, error: Exception) -> str:
+def _sections(root: yaml.Node, text: str) -> dict[str, yaml.Node]:
+    """What stands at the top, by name. Only what has an anchor (`&name`), for others to use, may be called anything."""
+    for name, value in root.value:
+        if name.value not in SECTIONS and not text.startswith("&", value.start_mark.index):
+            raise yaml.MarkedYAMLError(problem=_unknown("section", name.value, SECTIONS), problem_mark=name.start_mark)
+    return {name.value: value for name, value in root.value}
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that stands in a mapping twice, as YAML does; PyYAML takes the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Once merge keys (`<<`) are resolved it would be too late: they may repeat a name.
+        node = super().compose_mapping_node(anchor)
+        names = set()
+        for name, _ in node.value:
+            if str(name.value) in names:
+                raise yaml.MarkedYAMLError(problem=f"`{name.value}` stands here twice", problem_mark=name.start_mark)
+            names.add(str(name.value))
+        return node
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"there is no {kind} `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
+
+
+def _problem(file: Path | str, error: Exception) -> str:
     """What is wrong in which line, without the words that stand there: there may be a key among them."""
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
     unquoted = re.sub(r" '[^'<][^']{2,}'", "", what)  # '<scalar>' and single characters are the parser's own words
     return f"{file}, line {mark.line + 1}: {unquoted}" if mark else f"{file}: {unquoted}"
-
-
-def _lines(root: yaml.Node | None, path: Path) -> dict[str, str]:
-    """Where each name of the `gateway:` section stands."""
-    top = root.value if isinstance(root, yaml.MappingNode) else []
-    sections = [value for key, value in top if key.value == "gateway" and isinstance(value, yaml.MappingNode)]
-    places: dict[str, str] = {}
-    for key, _ in (item for section in sections for item in section.value):
-        if str(key.value) in places:
-            raise yaml.MarkedYAMLError(problem=f"`{key.value}` stands here twice", problem_mark=key.start_mark)
-        places[str(key.value)] = f"{path}, line {key.start_mark.line + 1}"
-    return places
 
 
 def explain(detail: ErrorDetails, given: Mapping[str, Given]) -> str:
@@ -106,4 +141,4 @@ def explain(detail: ErrorDetails, given: Mapping[str, Given]) -> str:
         return message
     name = str(detail["loc"][0])
     shown = "" if name in SECRETS else f", not {detail['input']!r}"
-    return f"{given[name].where}: {name}: {message}{shown}"
+    return f"{given[name].where if name in given else 'default'}: {name}: {message}{shown}"

@@ -48,6 +48,14 @@ def sgemm(environment: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
+def test_with_cudas_wheel_over_the_cpus_there_is_nothing_to_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlx_cuda_13-0.32.4.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert blas.choose("auto") is None
+
+
 def test_a_named_library_is_what_mlx_computes_with(tmp_path: Path) -> None:
     library = tmp_path / "libmine.so"
     shutil.copyfile(BUNDLED, library)

@@ -61,6 +61,19 @@ def test_g38_a_text_line_escapes_what_would_not_show(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.endswith("WARNING any: one\\ntwo \\x1b[31m\n")
 
 
+def test_g38_a_trace_below_a_text_line_cannot_pass_for_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(Logs())
+    try:
+        raise RuntimeError("one\n2026-01-01 00:00:00,000 INFO any: forged \x1b[31m")
+    except RuntimeError:
+        log().exception("failed", stack_info=True)
+    record, *below = capsys.readouterr().err.splitlines()
+    assert record.endswith("ERROR any: failed")
+    assert "  RuntimeError: one" in below
+    assert "  2026-01-01 00:00:00,000 INFO any: forged \\x1b[31m" in below
+    assert all(line.startswith("  ") for line in below)
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_g39_no_line_holds_a_key(capsys: pytest.CaptureFixture[str], form: str) -> None:
     configure(Logs(format=form), secrets=["hunter2", 'od"d\\key'])
@@ -103,6 +116,15 @@ def test_files_rotate_at_their_size_and_only_so_many_are_kept(tmp_path: Path) ->
     assert sorted(file.name for file in tmp_path.iterdir()) == ["gateway.log", "gateway.log.1", "gateway.log.2"]
     assert all(file.stat().st_size <= 1024 for file in tmp_path.iterdir())
     assert "INFO any: 99 " in (tmp_path / "gateway.log").read_text()
+
+
+def test_a_single_file_starts_again_at_its_size(tmp_path: Path) -> None:
+    configure(Logs(folder=str(tmp_path), file_size=1024, file_count=1))
+    for number in range(100):
+        log().info("%d %s", number, "x" * 100)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size <= 1024
+    assert "INFO any: 99 " in file.read_text()
 
 
 def test_g43_a_file_that_cannot_be_written_is_told_of_once_and_holds_nothing_up(

@@ -46,6 +46,31 @@ def test_the_model_setting_comes_first_whatever_it_names(folder: Path) -> None:
     assert hub.id == hub.path == "mlx-community/gpt-oss-20b-MXFP4-Q8"
 
 
+def test_a_model_setting_that_looks_like_a_folder_and_is_none_is_an_error(folder: Path) -> None:
+    for missing in ("./typo", "~/typo", "/nope/typo", "~nobody-of-this-name/typo"):
+        with pytest.raises(SettingsError, match=f"^model: there is no folder {missing}$"):
+            read_models(Settings(model=missing))
+
+
+def test_a_folder_called_like_an_entry_is_an_error_and_like_an_alias_takes_the_name(folder: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^model: mine is what another model is called"):
+        listed(folder, "models: [{id: mine, path: org/mine}]", model="./mine")
+    first, other = listed(folder, "models: [{id: a, path: org/a, aliases: [mine, b]}]", model="./mine")
+    assert (first.id, first.path) == ("mine", str(folder / "mine"))
+    assert (other.id, other.aliases) == ("a", ("b",))
+
+
+def test_what_entries_share_may_stand_at_the_top_under_an_anchor(folder: Path) -> None:
+    lines = (
+        "shared: &shared {idle_timeout: 60, cache_type: quantized}\n"
+        "models:\n  - {<<: *shared, id: a, path: mine}\n  - {<<: *shared, id: b, path: mine, idle_timeout: 9}"
+    )
+    assert [(spec.idle_timeout, spec.cache_type) for spec in listed(folder, lines)] == [
+        (60, "quantized"),
+        (9, "quantized"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -56,6 +81,8 @@ def test_the_model_setting_comes_first_whatever_it_names(folder: Path) -> None:
         ("models: [{id: a, path: mine}, {id: b, path: mine, aliases: [a]}]", "a names more than one model"),
         ("models: [{id: a, path: ./elsewhere}]", "there is no folder ./elsewhere"),
         ("models: {a: mine}", "models"),
+        ("models: [{id: a, path: mine, path: ./b}]", r"models\.yaml, line 1: `path` stands here twice"),
+        ("models: []\nModels: []", r"models\.yaml, line 2: there is no section `Models`; did you mean `models`\?"),
         ("models: [{id: a, path: mine, adapter: ./none}]", "there is no folder ./none"),
     ],
 )
@@ -92,7 +119,7 @@ def test_what_cannot_be_done_with_memory_is_an_error(tmp_path: Path, fields: str
 
 def test_what_is_no_yaml_is_said_with_its_line_and_without_what_stands_there(folder: Path) -> None:
     (folder / "models.yaml").touch()
-    settings = Settings(models_file=folder / "models.yaml")
+    settings = Settings()
     (folder / "models.yaml").write_text("gateway:\n  api_key: sk-hunter2: [\n")
     with pytest.raises(SettingsError) as caught:
         read_models(settings)
@@ -100,10 +127,13 @@ def test_what_is_no_yaml_is_said_with_its_line_and_without_what_stands_there(fol
 
 
 @pytest.mark.parametrize("content", [b"models: [{id: a", b"\xff\xfe", b"- 1", b"models: 3", b"models: \x00"])
-def test_g36_a_file_that_was_broken_since_the_start_is_an_error_like_any_other(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "models.yaml"
+def test_g36_a_file_that_was_broken_since_the_start_is_an_error_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("models.yaml")
     file.write_text("models: [{id: a, path: org/a}]")
-    settings = Settings(models_file=file)
+    settings = Settings()
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"^models\.yaml(, line \d+)?: "):
         read_models(settings)

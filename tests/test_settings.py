@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,22 @@ def test_a_models_file_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPat
     assert (settings.port, settings.models_file) == (2, tmp_path / "mine.yaml")
 
 
+def test_a_folder_in_a_home_that_nobody_has_is_an_error_that_says_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (problem,) = problems(log_dir="~nobody-of-that-name/log")
+    assert problem.startswith("command line: log_dir: no home is known for `~nobody-of-that-name`")
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    (problem,) = problems()
+    assert problem.startswith("default: prefix_folder: no home is known for `~`")
+    assert Settings(prefix_folder="/tmp").prefix_folder == Path("/tmp")
+
+
 def test_a_named_models_file_that_is_missing_is_an_error() -> None:
     assert problems(models_file="nowhere.yaml") == ("nowhere.yaml: cannot be read: No such file or directory",)
 
@@ -88,6 +105,11 @@ def test_a_named_models_file_that_is_missing_is_an_error() -> None:
         ("- 1\n", "models.yaml: the file and its `gateway:` section hold `name: value` lines"),
         ("gateway: fast\n", "models.yaml: the file and its `gateway:` section hold `name: value` lines"),
         ("gateway:\n  port: 1\n  port: 2\n", "models.yaml, line 3: `port` stands here twice"),
+        ("gateway: {port: 1}\ngateway: {}\n", "models.yaml, line 2: `gateway` stands here twice"),
+        ("models:\n  - id: a\n    path: b\n    path: c\n", "models.yaml, line 4: `path` stands here twice"),
+        ("gatway: {port: 1}\n", "models.yaml, line 1: there is no section `gatway`; did you mean `gateway`?"),
+        ("gateway:\nmodel: []\n", "models.yaml, line 2: there is no section `model`; did you mean `models`?"),
+        ("port: 1\n", "models.yaml, line 1: there is no section `port`"),
         ("gateway: {[1]: 2}\n", "models.yaml, line 1: found unhashable key"),
         ("key: *sk-secret\n", "models.yaml, line 1: found undefined alias"),
         ("key: !sk-secret\n", "models.yaml, line 1: could not determine a constructor for the tag"),
@@ -110,6 +132,7 @@ def test_a_yaml_anchor_may_be_merged_into_the_gateway_section() -> None:
     yaml("shared: &shared {port: 1, max_n: 2}\ngateway:\n  <<: *shared\n  port: 3\n")
     settings = Settings()
     assert (settings.port, settings.max_n) == (3, 2)
+    assert [source(settings, name) for name in ("port", "max_n")] == ["models.yaml, line 4", "models.yaml, line 1"]
 
 
 def test_an_unknown_name_in_the_gateway_section_is_an_error_that_suggests_the_nearest() -> None:

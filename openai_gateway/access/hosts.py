@@ -1,7 +1,7 @@
 """Which names the gateway answers to.
 
 A page in a browser can point a name of its own at 127.0.0.1 and so talk to a server that only listens there (DNS
-rebinding); its requests carry that name as Host, and are refused here.
+rebinding); its requests carry that name as Host, and are refused here. Health checks are not: they come to an address.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openai_gateway.access.permissions import OPEN, needed
 from openai_gateway.api.envelope import error_response
 from openai_gateway.errors import GatewayError, InvalidRequest, PermissionDenied
 
@@ -30,7 +31,8 @@ class Hosts:
             return
         refusal: GatewayError | None = None
         try:
-            if not self._allows(sole_host(scope["headers"])):
+            host = sole_host(scope["headers"])
+            if not self._allows(host) and needed(scope["method"], scope["path"]) != OPEN:
                 refusal = PermissionDenied("This server does not answer to the name in the Host header.")
         except InvalidRequest as error:
             refusal = error

@@ -20,7 +20,8 @@ async def ok(_: Request) -> Response:
 
 
 def client(*allowed: str) -> TestClient:
-    return TestClient(Starlette(routes=[Route("/", ok)], middleware=[Middleware(Hosts, allowed=allowed)]))
+    routes = [Route("/", ok), Route("/health/ready", ok)]
+    return TestClient(Starlette(routes=routes, middleware=[Middleware(Hosts, allowed=allowed)]))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,12 @@ def test_a_configured_name_passes_and_its_subdomains_do_not() -> None:
     gateway = client("Gateway.Example")
     assert gateway.get("/", headers={"host": "gateway.example:443"}).status_code == 200
     assert gateway.get("/", headers={"host": "a.gateway.example"}).status_code == 403
+
+
+def test_a_health_check_passes_under_any_name_that_is_one() -> None:
+    gateway = client("gateway.example")
+    assert gateway.get("/health/ready", headers={"host": "10.0.0.7:8000"}).status_code == 200
+    assert gateway.get("/health/ready", headers={"host": "*"}).status_code == 400
 
 
 def test_a_star_allows_every_name() -> None:
