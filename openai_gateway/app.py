@@ -10,9 +10,11 @@ import asyncio
 import gc
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NoReturn
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -159,6 +161,28 @@ def masters(settings: Settings, session_key: str | None) -> list[str]:
     return [key] if key else []
 
 
+def certificate(settings: Settings) -> server.Tls | None:
+    """The files to serve over HTTPS with, loaded once to see that they can be. Raises `SettingsError`."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    tls = server.Tls(settings.tls_certificate, settings.tls_key)
+
+    def locked() -> NoReturn:  # without it, OpenSSL asks on the terminal
+        raise SettingsError([f"tls_key: {tls.key} has a passphrase, which nobody is asked for; use a key without one"])
+
+    for name, file in (("tls_certificate", tls.certificate), ("tls_key", tls.key)):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise SettingsError([f"{name}: {file} cannot be read: {error.strerror}"]) from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*tls, password=locked)
+    except ssl.SSLError:
+        problem = f"{tls.certificate} and {tls.key} are not a certificate and its key in PEM form"
+        raise SettingsError([f"tls_certificate, tls_key: {problem}"]) from None
+    return tls
+
+
 async def nobody(_: Request, __: Exception) -> Response:
     """The client left; 499 is for the log."""
     return Response(status_code=499)
@@ -189,6 +213,7 @@ def serve(settings: Settings, session_key: str | None = None) -> None:
         return
     common = settings.model_copy(update={"key_store": key_file(settings)})
     create_app(common, session_key)  # what is wrong with the settings is said once, and here
+    certificate(common)
     _configure_logs(common, session_key)
     with processes.listening(settings.host, settings.port) as listener:
         status = processes.Processes(partial(_serve_share, common, session_key), settings.workers, listener).run()
@@ -203,11 +228,16 @@ def _serve_share(settings: Settings, session_key: str | None, number: int, liste
         "prefix_folder": settings.prefix_folder / str(number),
         "prefix_disk": settings.prefix_disk // settings.workers,
     }
-    _serve_one(settings.model_copy(update=own), session_key, listener)
+    try:
+        _serve_one(settings.model_copy(update=own), session_key, listener)
+    except (SettingsError, OSError) as error:
+        logger.error("gateway process %d cannot serve: %s", number, error)
+        raise SystemExit(processes.FAILED_START) from None
 
 
 def _serve_one(settings: Settings, session_key: str | None, listener: socket.socket | None = None) -> None:
     app = create_app(settings, session_key)
+    tls = certificate(settings)
     _configure_logs(settings, session_key)
     server.run(
         app,
@@ -223,9 +253,7 @@ def _serve_one(settings: Settings, session_key: str | None, listener: socket.soc
             keep_alive=settings.keep_alive,
             proxies=settings.trusted_proxies,
         ),
-        tls=server.Tls(settings.tls_certificate, settings.tls_key)
-        if settings.tls_certificate and settings.tls_key
-        else None,
+        tls=tls,
         drain_timeout=settings.drain_timeout,
         on_drain=app.state.health.drain,
         ready=_ready,

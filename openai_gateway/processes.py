@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
+from openai_gateway.server import ending_signals
+
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -61,7 +63,7 @@ class Processes:
 
     def run(self) -> int:
         """Returns when a signal has ended all of them, or when one cannot start; what it returns is an exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending_signals():
             signal.signal(number, self._stop)
         status = 0
         while not self._stopping or any(place.process for place in self._places):
@@ -77,8 +79,10 @@ class Processes:
                 self._stop()
         return status
 
-    def _stop(self, *_: object) -> None:
-        """All end in order; asked again, they hurry."""
+    def _stop(self, asked: int = signal.SIGTERM, _: object = None) -> None:
+        """All end in order; asked again, they hurry, unless it is by a terminal that is closed, which says so twice."""
+        if self._stopping and asked == signal.SIGHUP:
+            return
         self._stopping = True
         for place in self._places:
             if place.process is not None:

@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn on our connections, with an orderly end.
 
-Asked to stop (SIGTERM, SIGINT) it takes nothing new, finishes what it has begun, and returns; asked twice, it returns
-at once. Either way the app's own shutdown runs, which ends the worker processes.
+Asked to stop (SIGTERM, SIGINT, SIGHUP) it takes nothing new, finishes what it has begun, and returns; asked twice, it
+returns at once. Either way the app's own shutdown runs, which ends the worker processes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import signal
 import socket
 import threading
 import time
@@ -20,7 +21,6 @@ from typing import Any, NamedTuple, cast
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
-from uvicorn.server import HANDLED_SIGNALS
 
 from openai_gateway.bounds import Bounds, State
 from openai_gateway.connection import Connection
@@ -29,6 +29,12 @@ __all__ = ["Bounds", "Server", "Tls", "run"]
 
 HURRY = 5.0
 """Seconds that the app's own shutdown gets once somebody has asked twice for the end."""
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Those that ask for the end; that the terminal is closed does not where nohup lets it be ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT) if ignored else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Tls(NamedTuple):
@@ -88,10 +94,11 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._hurry = asyncio.Event()
 
-    def stop(self) -> None:
-        """Asks for the end: in order when it is called once, at once when it is called again. Not thread-safe."""
+    def stop(self, asked: signal.Signals) -> None:
+        """Asks for the end: in order the first time, at once when it is called again. Not thread-safe."""
         if self.server_state.draining:
-            self._hurry.set()
+            if asked != signal.SIGHUP:  # a terminal that is closed says so twice: its shell does, and then the system
+                self._hurry.set()
             return
         self.server_state.draining = True
         self.should_exit = True
@@ -104,13 +111,14 @@ class Server(uvicorn.Server):
             yield
             return
         loop = asyncio.get_running_loop()
-        for signal in HANDLED_SIGNALS:
-            loop.add_signal_handler(signal, self.stop)
+        signals = ending_signals()
+        for number in signals:
+            loop.add_signal_handler(number, self.stop, number)
         try:
             yield
         finally:
-            for signal in HANDLED_SIGNALS:
-                loop.remove_signal_handler(signal)
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         cast(Loop, asyncio.get_running_loop()).handshake_timeout = self.server_state.bounds.header_timeout
@@ -148,7 +156,9 @@ class Server(uvicorn.Server):
         deadline = time.monotonic() + self._drain_timeout
         while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), 0.05)
+                # Not `wait_for`: in Python 3.11 it can forget that it was cancelled.
+                async with asyncio.timeout(0.05):
+                    await self._hurry.wait()
                 return
 
     async def _end_app(self) -> None:

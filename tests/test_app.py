@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import httpx2
@@ -12,8 +13,9 @@ import pytest
 from starlette.routing import Route
 
 from openai_gateway.access.permissions import OPEN, needed
-from openai_gateway.app import create_app
-from openai_gateway.settings import Settings
+from openai_gateway.app import _serve_share, certificate, create_app
+from openai_gateway.processes import listening
+from openai_gateway.settings import Settings, SettingsError
 from tests.support import MODEL, Guarded, Server, running
 
 
@@ -95,6 +97,60 @@ def test_settings_that_are_wrong_end_the_start_with_a_sentence_for_each(tmp_path
     log = server.log.read_text()
     assert "there is no folder ./nowhere" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_certificate_that_is_not_there_ends_the_start_and_is_named(tmp_path: Path, workers: int) -> None:
+    missing = {"tls_certificate": tmp_path / "no.pem", "tls_key": tmp_path / "no.key"}
+    with running(tmp_path, ready=False, workers=workers, **missing) as server:
+        assert server.process.wait(60) == 2
+    assert server.log.read_text().endswith(
+        f"tls_certificate: {tmp_path}/no.pem cannot be read: No such file or directory\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate, its key, another key, and its key under a passphrase."""
+    folder = tmp_path_factory.mktemp("pem")
+    curve = ["-algorithm", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    for command in (
+        ["genpkey", *curve, "-out", "key"],
+        ["genpkey", *curve, "-out", "other"],
+        ["pkey", "-in", "key", "-aes256", "-passout", "pass:open sesame", "-out", "locked"],
+        ["req", "-x509", "-key", "key", "-subj", "/CN=localhost", "-out", "certificate"],
+    ):
+        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "problem"),
+    [
+        ("certificate", "other", "tls_certificate, tls_key: .* are not a certificate and its key"),
+        ("key", "key", "tls_certificate, tls_key: .* are not a certificate and its key"),
+        ("certificate", "locked", "tls_key: .*locked has a passphrase"),
+        ("certificate", ".", "tls_key: .* cannot be read: Is a directory"),
+    ],
+)
+def test_a_certificate_that_cannot_be_served_with_is_refused(pem: Path, cert: str, key: str, problem: str) -> None:
+    assert certificate(Settings(tls_certificate=pem / "certificate", tls_key=pem / "key")) is not None
+    with pytest.raises(SettingsError, match=problem):
+        certificate(Settings(tls_certificate=pem / cert, tls_key=pem / key))
+
+
+def test_one_of_several_processes_that_cannot_serve_says_so_in_one_line_and_is_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(
+        key_store=tmp_path / "keys.db", tls_certificate=tmp_path / "no.pem", tls_key=tmp_path / "no.key"
+    )
+    with listening("127.0.0.1", 0) as listener, pytest.raises(SystemExit) as ended:
+        _serve_share(settings, None, 1, listener)
+    assert ended.value.code == 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"gateway process 1 cannot serve: tls_certificate: {tmp_path}/no.pem")
+    assert record.exc_info is None
 
 
 def test_the_log_has_a_line_for_each_request_and_no_prompt(tmp_path: Path) -> None:

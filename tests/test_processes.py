@@ -125,6 +125,20 @@ async def test_who_comes_while_they_drain_is_refused_at_once(tmp_path: Path) -> 
         assert program.process.wait(30) == 0
 
 
+def test_a_terminal_that_is_closed_lets_them_finish_though_it_says_so_twice(tmp_path: Path) -> None:
+    with running(tmp_path, processes=1) as program:
+        address = ("127.0.0.1", int(program.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=1) as client:
+            client.sendall(f"GET /v1/performance HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n\r\n".encode())
+            assert program.line() == "held"
+            program.process.send_signal(signal.SIGHUP)
+            assert program.line() == "0 drains"
+            program.process.send_signal(signal.SIGHUP)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+        assert program.process.wait(30) == 0
+
+
 def test_none_of_them_outlives_the_one_that_started_them(tmp_path: Path) -> None:
     with running(tmp_path, processes=2) as program:
         children = [psutil.Process(child) for child in program.children()]

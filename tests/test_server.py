@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+
+from openai_gateway.server import Bounds, Server
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,6 +129,28 @@ def test_g34_a_signal_says_so_at_once_lets_the_stream_finish_and_exits_with_0(as
         assert server.end() == (0, "app ended\n", "")
 
 
+def test_a_terminal_that_is_closed_lets_the_stream_finish_though_it_says_so_twice() -> None:
+    with running() as server:
+        stream = server.ask("/stream?n=20")
+        stream.recv(65_536)
+        server.child.send_signal(signal.SIGHUP)
+        assert server.line() == "draining"
+        server.child.send_signal(signal.SIGHUP)
+        assert read_all(stream).endswith(b"19;\r\n0\r\n\r\n")
+        assert server.end() == (0, "app ended\n", "")
+
+
+def test_under_nohup_a_terminal_that_is_closed_ends_nothing() -> None:
+    nohup = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    with running(program=nohup + PROGRAM) as server:
+        kept = server.ask("/")
+        assert read_body(kept) == b"ok"
+        server.child.send_signal(signal.SIGHUP)
+        kept.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_body(kept) == b"ok"
+        assert read_body(server.ask("/")) == b"ok"
+
+
 def test_while_it_drains_a_server_takes_no_connection_and_closes_the_idle_ones() -> None:
     with running() as server:
         idle = server.ask("/")
@@ -173,6 +199,20 @@ def test_a_drain_has_an_end() -> None:
         server.child.terminate()
         assert server.end() == (0, "draining\napp ended\n", "")
         assert b" 503 " in read_all(hanging)
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_while_it_drains_stays_cancelled_though_somebody_asked_for_hurry() -> None:
+    server = Server(Starlette(), host="127.0.0.1", port=0, bounds=Bounds(), drain_timeout=60, on_drain=lambda: None)
+    server.server_state.tasks.add(running := asyncio.create_task(asyncio.sleep(60)))
+    draining = asyncio.create_task(server._drained())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    server._hurry.set()
+    draining.cancel()
+    await asyncio.wait([draining])
+    running.cancel()
+    assert draining.cancelled()
 
 
 def test_a_second_signal_also_ends_an_app_that_does_not_end_itself() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, Any
 
 from msgspec.structs import replace
@@ -117,21 +117,23 @@ class Completions:
         reply = Reply(asked, len(requests))
         if not asked.stream:
             return await unless_gone(http, reply.whole(generated))
-        firsts = await unless_gone(http, _firsts(generated))
+        firsts = await unless_gone(http, firsts_of(generated))
         return EventStream(
             reply.stream(firsts, generated), keep_alive=self._settings.stream_keepalive, headers=caches(firsts)
         )
 
 
-async def _firsts(generated: list[AsyncGenerator[Event]]) -> list[Event]:
-    """The first event of every prompt; one refusal refuses all."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(body.first_of(events)) for events in generated]
-    except* Exception as errors:
+async def firsts_of(generated: list[AsyncGenerator[Event]]) -> list[Event]:
+    """The first event of every prompt. When one is not to be had, all are given up, also those that have begun."""
+    async with AsyncExitStack() as given_up:
         for events in generated:
-            await events.aclose()
-        raise errors.exceptions[0] from None
+            given_up.push_async_callback(events.aclose)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(body.first_of(events)) for events in generated]
+        except* Exception as errors:
+            raise errors.exceptions[0] from None
+        given_up.pop_all()
     return [task.result() for task in tasks]
 
 

@@ -14,8 +14,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from openai_gateway.api.completions import merged
-from openai_gateway.types import Delta, Event
+from openai_gateway.api.completions import firsts_of, merged
+from openai_gateway.errors import ModelFailed
+from openai_gateway.types import Delta, Event, Started
 from tests.support import MODEL
 
 
@@ -213,3 +214,32 @@ async def test_prompts_whose_reader_is_slow_wait_where_they_are_counted() -> Non
         for _ in range(100):
             await asyncio.sleep(0)
     assert made < 8
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("left", [True, False])
+async def test_a_stream_that_cannot_begin_gives_up_the_prompts_that_have_begun(left: bool) -> None:
+    begun, ended, broken = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def begins() -> AsyncGenerator[Event]:
+        try:
+            begun.set()
+            yield Started(1)
+        finally:
+            ended.set()
+
+    async def waits() -> AsyncGenerator[Event]:
+        await broken.wait()
+        raise ModelFailed("no")
+        yield Started(1)
+
+    generated = [begins(), waits()]  # held here, so that nothing else closes them
+    firsts = asyncio.create_task(firsts_of(generated))
+    await begun.wait()
+    await asyncio.sleep(0)
+    if left:
+        firsts.cancel()
+    broken.set()
+    with pytest.raises(asyncio.CancelledError if left else ModelFailed):
+        await firsts
+    assert ended.is_set()
