@@ -7,7 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,24 +35,25 @@ class Arrivals:
     """Makes jobs of requests, which `inbox` then holds.
 
     Prompts are made one after the other, as a tokenizer is for one thread. The forms that answers are held to are
-    compiled beside that, so that the large one of one owner is in no other owner's way.
+    compiled beside that. In either place owners take turns, so that what one of them brings is in no other's way.
     """
 
     def __init__(self) -> None:
         self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._requests: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
+        self._prompts: Future[Prompts] = Future()
         self._lock = threading.Lock()
         self._wanted: set[int] = set()
-        self._lanes = Lanes()
+        self._drafts = Lanes(threads=1)
+        self._forms = Lanes(threads=16)
 
     def prepare(self, prompts: Prompts) -> None:
         """Begins; what came before waits."""
-        threading.Thread(target=self._prepare, args=(prompts,), daemon=True).start()
+        self._prompts.set_result(prompts)
 
     def add(self, generate: wire.Generate) -> None:
         with self._lock:
             self._wanted.add(generate.id)
-        self._requests.put(generate)
+        self._drafts.submit(generate.request.owner, partial(self._attempt, generate.id, partial(self._draft, generate)))
 
     def cancel(self, cancel: wire.Cancel) -> None:
         """Forgets a request that is still being prepared; the engine has to do so with others."""
@@ -61,16 +62,12 @@ class Arrivals:
                 self.inbox.put(cancel)
             self._wanted.discard(cancel.id)
 
-    def _prepare(self, prompts: Prompts) -> None:
-        while True:
-            generate = self._requests.get()
-            self._attempt(generate.id, partial(self._draft, prompts, generate))
-
-    def _draft(self, prompts: Prompts, generate: wire.Generate) -> None:
+    def _draft(self, generate: wire.Generate) -> None:
+        prompts = self._prompts.result()
         job = prompts.draft(generate.id, generate.request)
         hold = partial(self._hold, prompts, job, generate.request)
         if prompts.holds(generate.request):
-            self._lanes.submit(job.owner, partial(self._attempt, job.id, hold))
+            self._forms.submit(job.owner, partial(self._attempt, job.id, hold))
         else:
             hold()
 
@@ -99,7 +96,7 @@ class Arrivals:
 class Lanes:
     """Does work on threads, that of one owner one piece after the other: who brings much waits for it alone."""
 
-    def __init__(self, threads: int = 16) -> None:
+    def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, "lane")
         self._lock = threading.Lock()
         self._lanes: dict[str, deque[Callable[[], None]]] = {}

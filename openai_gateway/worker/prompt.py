@@ -27,13 +27,11 @@ from openai_gateway.worker.framed import FramedAnswer
 from openai_gateway.worker.guide import Form
 from openai_gateway.worker.harmony import HarmonyChannels, HarmonyTokens
 from openai_gateway.worker.lark import Lark
+from openai_gateway.worker.length import refuse_hopeless
 from openai_gateway.worker.middle import between, markers
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.thinking import Opening, Thinking
 from openai_gateway.worker.turns import in_blocks, turns
-
-CHARACTERS_PER_TOKEN = 32
-"""More than any text has on the average: English has four, deeply indented code perhaps ten."""
 
 
 @dataclass(slots=True)
@@ -93,7 +91,7 @@ class Prompts:
 
     def draft(self, id: int, request: Request) -> Job:
         """A job that lacks its form. One at a time: tokenizers are not for several threads."""
-        self._refuse_hopeless(request)
+        refuse_hopeless(request, self.tokenizer, self.context_length)
         sampling = self._complete(request.sampling)
         outside = [t for t in (*sampling.logit_bias, *sampling.stop_token_ids) if not 0 <= t < self.vocab_size]
         if outside:
@@ -151,19 +149,6 @@ class Prompts:
             return None
         form = self.format.form
         return lambda lark: form(lark, offer)
-
-    def _refuse_hopeless(self, request: Request) -> None:
-        """Raises for what cannot fit: to count the tokens of 30 MB takes a minute, for which everybody waits."""
-        if isinstance(request, ChatRequest):
-            texts = [m.content or "" for m in request.messages]
-            texts += [call.arguments for m in request.messages for call in m.tool_calls]
-            if request.tool_choice.mode != "none":
-                texts += [tool.description + tool.parameters for tool in request.tools]
-            characters, param = sum(map(len, texts)), "messages"
-        else:
-            characters, param = len(request.prompt) if isinstance(request.prompt, str) else 0, "prompt"
-        if (least := characters // CHARACTERS_PER_TOKEN) > self.context_length:
-            raise ContextLengthExceeded.of(least, self.context_length, param)
 
     def open_text(self, job: Job) -> TextPath[Any]:
         """A fresh text path for one choice of `job`."""

@@ -41,6 +41,18 @@ def test_requests_become_jobs_in_the_order_in_which_they_came(llama: Loaded) -> 
     assert ids(items) == list(range(20)) and all(isinstance(item, Job) for item in items)
 
 
+def test_owners_take_turns_with_the_one_thread_that_makes_prompts(llama: Loaded) -> None:
+    arrivals = Arrivals()
+    for id in range(3):
+        arrivals.add(asked(id, owner="a"))
+    for id in (10, 11):
+        arrivals.add(asked(id, owner="b"))
+    arrivals.add(asked(20, owner="c"))
+    arrivals.cancel(wire.Cancel(1))
+    arrivals.prepare(llama.prompts)
+    assert ids(arriving(arrivals, 5)) == [0, 10, 20, 11, 2]
+
+
 def test_a_large_form_holds_up_neither_plain_requests_nor_the_forms_of_other_owners(llama: Loaded) -> None:
     arrivals = Arrivals()
     for id in range(4):
