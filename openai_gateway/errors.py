@@ -22,6 +22,7 @@ GatewayError                     500 server_error
 ├─ HeadersTooLarge               431 invalid_request_error
 ├─ ModelFailed                   500 server_error model_failed (the same request would fail again)
 └─ Unavailable                   503 server_error
+   ├─ Crowded                    503 …
    └─ WorkerDied                 503 … worker_died
 """
 
@@ -201,6 +202,10 @@ class ModelFailed(GatewayError):
 class Unavailable(GatewayError):
     status = 503
     headers: Mapping[str, str] = {"retry-after": "1"}
+
+
+class Crowded(Unavailable):
+    """There is no memory for a model beside those that are loaded; there is when some of them are gone."""
 
 
 class WorkerDied(Unavailable):

@@ -1,7 +1,8 @@
 """Which models there are, which of them are loaded, and who is using them.
 
-A lease keeps a model loaded. Beyond `max_loaded_models` the least recently used model without a lease makes room;
-ten first requests at once load a model once.
+A lease keeps a model loaded. Where `max_loaded_models` are, or those that are leave no memory for another, the least
+recently used one without a lease makes room. Models are loaded one after the other, and ten first requests at once load
+a model once.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from openai_gateway import providers
-from openai_gateway.errors import Conflict, GatewayError, ModelNotFound, Unavailable
+from openai_gateway.errors import Conflict, Crowded, GatewayError, ModelNotFound, Unavailable
 from openai_gateway.settings import Settings
-from openai_gateway.types import ModelInfo, ModelSpec, Provider
+from openai_gateway.slots import Slot, State
+from openai_gateway.types import ModelInfo, ModelSpec, Provider, Share
 from openai_gateway.worker.revision import revision
 
 logger = logging.getLogger(__name__)
@@ -37,42 +38,6 @@ def _revision(spec: ModelSpec) -> str | None:
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
-    """One model of the list, loaded or not."""
-
-    spec: ModelSpec
-    provider: Provider | None = None
-    """Loaded, and able to answer."""
-    known: ModelInfo | None = None
-    """What it said of itself the last time that it was loaded."""
-    loading: asyncio.Task[None] | None = None
-    unloading: asyncio.Task[None] | None = None
-    resident: bool = False
-    """Has one of the `max_loaded_models` places, from before it is loaded until after it is unloaded."""
-    leases: int = 0
-    used: float = 0.0
-    expiry: asyncio.TimerHandle | None = None
-    awaited: bool = False
-    """Is to be loaded at the start, and was not yet."""
-    failed: bool = False
-    """Could not be loaded the last time."""
-    pinned: bool = False
-    """Is not unloaded to make room, nor for being idle."""
-    dropped: bool = False
-    """Is no longer in the list, and goes when its last lease ends."""
-
-
-class State(NamedTuple):
-    """What an administrator sees of a model."""
-
-    loaded: bool
-    loading: bool
-    requests: int
-    """That use it, or wait for it."""
-    pinned: bool
-
-
-@dataclass(slots=True, eq=False)
 class Registry:
     """Loads, lends and unloads models."""
 
@@ -81,18 +46,11 @@ class Registry:
     find: Callable[[str], Callable[..., Provider]] = providers.find
     _slots: list[Slot] = field(init=False)
     _dropped: list[Slot] = field(init=False, default_factory=list)
-    _places: int = field(init=False)
     _change: asyncio.Condition = field(init=False, default_factory=asyncio.Condition)
+    _starting: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        self._places = self.settings.max_loaded_models
         self._slots = [Slot(spec, awaited=place == 0 or spec.preload) for place, spec in enumerate(self.specs)]
-        self._share()
-
-    def _share(self) -> None:
-        """No more places than models: workers share the memory among the places."""
-        places = max(1, min(self._places, len(self.specs)))
-        self.settings = self.settings.model_copy(update={"max_loaded_models": places})
 
     async def replace(self, specs: Sequence[ModelSpec]) -> None:
         """Serve another list. What has the same entry stays as it is; what is gone answers its last requests."""
@@ -101,7 +59,6 @@ class Registry:
         self.specs = specs
         self._slots = [kept.get(spec.id) or Slot(spec) for spec in specs]
         self._dropped = [slot for slot in (*self._dropped, *gone) if slot.resident or slot.loading or slot.leases]
-        self._share()
         for slot in gone:
             slot.dropped = True
             await self._released(slot)
@@ -177,7 +134,7 @@ class Registry:
         await self._unload(slot)
 
     async def restart(self, name: str) -> None:
-        """Load a model anew, in a new process; requests that it was answering fail with `WorkerDied`."""
+        """Load a model anew, in a new process; requests that it was answering fail with `Unavailable`."""
         slot = self._slot(name)
         if slot.loading is None:
             await self._unload(slot)
@@ -241,11 +198,10 @@ class Registry:
         try:
             if slot.unloading is not None:
                 await asyncio.wait([slot.unloading])
-            await self._make_room(slot)
+            await self._make_room(slot, lambda: len(self._others(slot)) < self.settings.max_loaded_models)
+            slot.resident = True
             started = time.monotonic()
-            provider = self.find(slot.spec.provider)(slot.spec, self.settings)
-            await provider.start()
-            slot.provider, slot.awaited, slot.failed = provider, False, False
+            slot.provider, slot.awaited, slot.failed = await self._started(slot), False, False
             slot.used = time.monotonic()
             logger.info("loaded %s in %.1f s", slot.spec.id, slot.used - started)
         except Exception:
@@ -256,25 +212,43 @@ class Registry:
             slot.resident = slot.provider is not None
             await self._released(slot)
 
-    async def _make_room(self, slot: Slot) -> None:
-        """Take one of the places, unloading what is idle; waits while all of them are in use."""
+    async def _started(self, slot: Slot) -> Provider:
+        """A provider that can answer. One at a time: what this one takes is not there for the next."""
+        async with self._starting:
+            while True:
+                share = self._share(slot)
+                provider = self.find(slot.spec.provider)(slot.spec, self.settings, share)
+                try:
+                    slot.limit = (await provider.start()).memory_limit
+                    return provider
+                except Crowded:
+                    await self._make_room(slot, lambda: self._share(slot).taken < share.taken)  # noqa: B023, awaited
+
+    def _share(self, slot: Slot) -> Share:
+        limits = [other.limit for other in self._others(slot) if other.limit]
+        places = min(self.settings.max_loaded_models, len(self.specs)) - len(limits)
+        return Share(processes=self.settings.workers, taken=sum(limits), places=max(1, places))
+
+    async def _make_room(self, slot: Slot, enough: Callable[[], bool]) -> None:
+        """Unload what is idle until there is room for `slot`; waits while all is in use."""
         try:
             async with asyncio.timeout(self.settings.load_timeout):
-                while len(resident := self._resident()) >= self.settings.max_loaded_models:
-                    if all(s.pinned for s in resident):
+                while not enough():
+                    others = self._others(slot)
+                    if all(s.pinned for s in others):
                         raise Unavailable(ALL_PINNED)
-                    idle = [s for s in resident if s.provider is not None and not (s.leases or s.pinned)]
-                    if idle and not any(s.unloading for s in resident):  # those make room anyway
+                    idle = [s for s in others if s.provider is not None and not (s.leases or s.pinned)]
+                    if idle and not any(s.unloading for s in others):  # those make room anyway
                         await self._unload(min(idle, key=lambda s: s.used))
                     else:
                         async with self._change:
                             await self._change.wait()
-                slot.resident = True
         except TimeoutError:
             raise Unavailable(NO_ROOM) from None
 
-    def _resident(self) -> list[Slot]:
-        return [slot for slot in (*self._slots, *self._dropped) if slot.resident]
+    def _others(self, slot: Slot) -> list[Slot]:
+        """Those that have a place, or hold memory."""
+        return [other for other in (*self._slots, *self._dropped) if other.resident and other is not slot]
 
     async def _changed(self) -> None:
         async with self._change:
@@ -313,7 +287,7 @@ class Registry:
             await provider.close()
             logger.info("unloaded %s", slot.spec.id)
         finally:
-            slot.unloading, slot.resident = None, False
+            slot.unloading, slot.resident, slot.limit = None, False, 0
             if slot in self._dropped:
                 self._dropped.remove(slot)
             await self._changed()

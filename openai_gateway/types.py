@@ -290,6 +290,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     parameters: int
     pid: int
     weight_bytes: int = 0
+    memory_limit: int = 0
+    """Bytes that it may use, weights included."""
     quantization: str = "none"
     """How its weights are held: `none`, `q4`, `q8`, `mxfp4`, or several of them joined by `+`."""
     batched: bool = True
@@ -298,6 +300,17 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """How it writes tool calls: a row of `worker.calls.formats`; `prompted` is told to it in the system prompt."""
     revision: str = ""
     """Another one where the files are others, or what computes with them; empty where that cannot be known."""
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """The part of the memory for models that one of them may take."""
+
+    processes: int = 1
+    """Gateways that have an equal part of it each."""
+    taken: int = 0
+    """Bytes that the other models which are loaded may use, those of this gateway."""
+    places: int = 1
+    """Models among which what is left is divided, this one included."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -341,7 +354,8 @@ class Provider(Protocol):
     """Where tokens come from. A provider serves one model, and outlives the process that runs it."""
 
     async def start(self) -> ModelInfo:
-        """Load the model; returns when it can answer. Raises `errors.ModelFailed` when it cannot."""
+        """Load the model; returns when it can answer. Raises `errors.ModelFailed` when it cannot, `errors.Crowded`
+        when it could with fewer models beside it."""
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[Event]:

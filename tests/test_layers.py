@@ -15,7 +15,7 @@ LAYERS = (
     ("types", "errors", "settings_kinds", "settings_sources", "settings", "logs", "blas"),
     ("reasoning", "sse", "cache", "access.store", "access.audit", "access.keys", "access.limits", "worker"),
     ("providers",),
-    ("models_file", "registry"),
+    ("models_file", "slots", "registry"),
     ("flight",),
     ("recall",),
     ("gateway",),

@@ -11,9 +11,12 @@ import pytest
 from openai_gateway.errors import Conflict, ModelFailed, ModelNotFound, Unavailable
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings
-from openai_gateway.types import Event, ModelInfo, ModelSpec, Request
+from openai_gateway.types import Event, ModelInfo, ModelSpec, Request, Share
+from openai_gateway.worker import memory
 
 pytestmark = pytest.mark.anyio
+
+GB = 10**9
 
 
 class Counting:
@@ -21,25 +24,30 @@ class Counting:
 
     log: list[str]
     loaded: set[str]
-    alive = most = 0
+    alive = most = limit = promised = most_promised = 0
     closing = 0.01
     """Seconds that unloading takes."""
 
-    def __init__(self, spec: ModelSpec, _: Settings) -> None:
+    def __init__(self, spec: ModelSpec, _: Settings, share: Share) -> None:
         self.spec = spec
+        self.share = share
         self.info: ModelInfo | None = None
 
     async def start(self) -> ModelInfo:
         await asyncio.sleep(0.01)
         if self.spec.path == "broken":
             raise ModelFailed("it is broken")
+        if self.spec.path.isdigit():  # gigabytes of weights
+            self.limit = memory.budget("auto", int(self.spec.path) * GB, self.share).limit
+            type(self).promised += self.limit
+            type(self).most_promised = max(self.most_promised, self.promised)
         self.log.append(f"+{self.spec.id}")
         self.loaded.add(self.spec.id)
         type(self).alive += 1
         type(self).most = max(self.most, self.alive)
         self.info = ModelInfo(
             context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
-            fill_in_the_middle=False, parameters=1, pid=1,
+            fill_in_the_middle=False, parameters=1, pid=1, memory_limit=self.limit,
         )  # fmt: skip
         return self.info
 
@@ -48,6 +56,7 @@ class Counting:
         self.log.append(f"-{self.spec.id}")
         self.loaded.discard(self.spec.id)
         type(self).alive -= 1
+        type(self).promised -= self.limit
 
     async def generate(self, _: Request) -> AsyncGenerator[Event]:
         raise NotImplementedError
@@ -151,7 +160,7 @@ async def test_a_model_that_cannot_be_preloaded_says_why_until_it_can_and_does_n
 
 
 async def test_waiting_for_a_place_ends_with_a_clear_503() -> None:
-    models, _ = registry(spec("a"), spec("b"), max_loaded_models=1, load_timeout=0.05)
+    models, _ = registry(spec("a"), spec("b"), max_loaded_models=1, load_timeout=0.5)
     async with models.lease("a"):
         with pytest.raises(Unavailable, match="in use"):
             await use(models, "b")
@@ -221,11 +230,6 @@ async def test_the_names_of_a_model_are_those_that_requests_may_call_it() -> Non
     names = models.names(["x", "unknown"])
     assert names == {"a", "x", "a:latest", "x:latest"}
     assert {models.resolve(name).id for name in names} == {"a"}
-
-
-async def test_there_are_no_more_places_than_models() -> None:
-    models, _ = registry(spec("a"), max_loaded_models=5)
-    assert models.settings.max_loaded_models == 1
 
 
 async def test_a_pinned_model_is_not_unloaded_for_others_nor_for_being_idle() -> None:
@@ -309,3 +313,70 @@ async def test_a_dropped_model_holds_its_place_until_its_memory_is_free() -> Non
     await waiting
     assert seen.log == ["+a", "-a", "+b"]
     assert seen.most == 1
+
+
+# Memory
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 GB, 48 of which are for models; those of these tests have as many GB of weights as their paths say."""
+    monkeypatch.setattr(memory, "machine", lambda: 64 * GB)
+    monkeypatch.setattr(memory, "OWN", memory.SHARED)
+
+
+@pytest.mark.usefixtures("machine")
+async def test_the_only_model_may_use_all_of_the_memory_also_when_it_is_loaded_again() -> None:
+    models, seen = registry(spec("a", path="12"), max_loaded_models=5)
+    for _ in range(2):
+        await use(models, "a")
+        assert seen.promised == 48 * GB
+        await models.unload("a")
+        assert seen.promised == 0
+
+
+@pytest.mark.usefixtures("machine")
+async def test_models_that_fit_beside_each_other_stay_also_when_they_are_loaded_at_once() -> None:
+    models, seen = registry(spec("a", path="12"), spec("b", path="18"), max_loaded_models=2)
+    await asyncio.gather(use(models, "a"), use(models, "b"))
+    assert seen.loaded == {"a", "b"}
+    assert seen.promised == 48 * GB
+
+
+@pytest.mark.usefixtures("machine")
+async def test_a_model_with_no_memory_beside_others_waits_until_they_are_idle_and_takes_their_place() -> None:
+    models, seen = registry(spec("a", path="1"), spec("b", path="1"), spec("c", path="30"), max_loaded_models=3)
+    await use(models, "a")
+    async with models.lease("b"):
+        waiting = asyncio.create_task(use(models, "c"))
+        await asyncio.sleep(0.1)
+        assert seen.loaded == {"b"}
+    await waiting
+    assert seen.log == ["+a", "+b", "-a", "-b", "+c"]
+    await use(models, "a")  # there is room for it beside the large one
+    assert seen.loaded == {"a", "c"}
+
+
+@pytest.mark.usefixtures("machine")
+async def test_a_model_with_no_memory_beside_pinned_ones_is_refused_at_once() -> None:
+    models, _ = registry(spec("a", path="20"), spec("b", path="30"), max_loaded_models=2)
+    models.pin("a", True)
+    await models.load("a")
+    with pytest.raises(Unavailable, match="pinned"):
+        await models.load("b")
+    models.pin("a", False)
+    await models.load("b")
+
+
+@pytest.mark.usefixtures("machine")
+async def test_models_are_never_promised_more_memory_than_there_is() -> None:
+    sizes = {"a": "1", "b": "12", "c": "20", "d": "30", "e": "47"}
+    models, seen = registry(*(spec(id, path=path) for id, path in list(sizes.items())[:1]), max_loaded_models=3)
+    await use(models, "a")
+    assert seen.promised == 48 * GB
+    await models.replace([spec(id, path=path, idle_timeout=0.02) for id, path in sizes.items()])
+    async with asyncio.timeout(10):
+        for _ in range(4):
+            await asyncio.gather(*(use(models, name, 0.002) for name in "abcdeabcdeedcba"))
+            await asyncio.sleep(0.022)  # into the midst of the unloading
+    assert seen.most_promised <= 48 * GB

@@ -14,14 +14,16 @@ import time
 from collections.abc import AsyncGenerator
 
 from openai_gateway import blas
-from openai_gateway.errors import ModelFailed, QueueFull, SlowClient, Unavailable, WorkerDied, named
+from openai_gateway.errors import Crowded, ModelFailed, QueueFull, SlowClient, Unavailable, WorkerDied, named
 from openai_gateway.logs import Logs
 from openai_gateway.providers.unread import Unread
 from openai_gateway.settings import Settings
-from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Stats
+from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Share, Stats
 from openai_gateway.worker import wire
 
 logger = logging.getLogger(__name__)
+
+ENDED = "The model's worker ended, and another is started. Please retry."
 
 BACK_OFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds to wait before start number 1, 2, 3 … in a row; a worker that answers something sets it back."""
@@ -34,9 +36,11 @@ class MLXProvider:
     one, which is there in the time that loading takes.
     """
 
-    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+    def __init__(self, spec: ModelSpec, settings: Settings, share: Share = Share()) -> None:  # noqa: B008, a frozen value
         self._spec = spec
         self._settings = settings
+        self._share = share
+        # Pending while none runs, before the first one and between two; failed once this is closed.
         self._worker: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._supervisor: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -44,14 +48,12 @@ class MLXProvider:
     @property
     def info(self) -> ModelInfo | None:
         """What the running worker's model says of itself."""
-        worker = self._running
-        return worker.info if worker else None
+        return self._running.info if self._running else None
 
     @property
     def stats(self) -> Stats | None:
         """How the running worker is doing."""
-        worker = self._running
-        return worker.stats if worker else None
+        return self._running.stats if self._running else None
 
     @property
     def _running(self) -> Worker | None:
@@ -59,7 +61,7 @@ class MLXProvider:
 
     async def start(self) -> ModelInfo:
         """Start the first worker; a model that cannot be loaded is the caller's to know, and is not tried again."""
-        worker = await Worker.spawn(self._spec, self._settings)
+        worker = await Worker.spawn(self._spec, self._settings, self._share)
         if chosen := blas.choose(self._settings.blas):
             logger.info("%s multiplies matrices with %s", self._spec.id, chosen.summary)
         self._worker.set_result(worker)
@@ -90,15 +92,17 @@ class MLXProvider:
             raise Unavailable(f"The model `{self._spec.id}` is being started again; please try again soon.") from None
 
     async def close(self) -> None:
-        """End the worker and wait until its memory is given back."""
+        """End the worker and wait until its memory is given back; no request finds it any more."""
+        worker = self._running
+        if self._worker.done():
+            self._worker = asyncio.get_running_loop().create_future()
+        self._worker.set_exception(Unavailable(f"The model `{self._spec.id}` was unloaded."))
+        self._worker.exception()  # nobody has to be waiting for it
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
-        if worker := self._running:
+        if worker is not None:
             await worker.end("the model was unloaded")
-        elif not self._worker.done():
-            self._worker.set_exception(Unavailable(f"The model `{self._spec.id}` was unloaded."))
-            self._worker.exception()  # nobody has to be waiting for it
 
     async def _supervise(self, worker: Worker) -> None:
         attempts = itertools.count()
@@ -116,7 +120,7 @@ class MLXProvider:
         for attempt in attempts:
             await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF) - 1)])
             try:
-                return await Worker.spawn(self._spec, self._settings)
+                return await Worker.spawn(self._spec, self._settings, self._share)
             except Exception:  # whatever it is, giving up would leave every later request without a worker
                 logger.exception("the worker of %s cannot be started; trying again", self._spec.id)
         raise AssertionError("unreachable: attempts never end")
@@ -146,8 +150,8 @@ class Worker:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     @classmethod
-    async def spawn(cls, spec: ModelSpec, settings: Settings) -> Worker:
-        """Start a process and wait until it has loaded the model. Raises `ModelFailed`."""
+    async def spawn(cls, spec: ModelSpec, settings: Settings, share: Share) -> Worker:
+        """Start a process and wait until it has loaded the model. Raises `ModelFailed`, `Crowded`."""
         try:
             chosen = await asyncio.to_thread(blas.choose, settings.blas)
             process, ours = _start(spec, Logs.of(settings), chosen.environment if chosen else {})
@@ -159,11 +163,12 @@ class Worker:
             max_batch=settings.max_batch,
             prefill_step=settings.prefill_step,
             max_stall=settings.max_stall,
+            max_silence=settings.heartbeat_timeout / 4,
             heartbeat=min(1.0, settings.heartbeat_timeout / 4),
             wired_limit=settings.wired_limit,
             memory=settings.memory,
             quantization=settings.quantization,
-            places=settings.max_loaded_models * settings.workers,
+            share=share,
             prefix_cache=settings.prefix_cache,
             share_prefixes=settings.share_prefixes,
             prefix_disk=settings.prefix_disk,
@@ -175,6 +180,8 @@ class Worker:
             if isinstance(answer, wire.Fetched):
                 async with asyncio.timeout(settings.load_timeout):
                     answer = await receive(reader)
+            if isinstance(answer, wire.Broken) and answer.crowded:
+                raise Crowded(f"There is no memory for `{spec.id}` beside other models; please try again.")
             if not isinstance(answer, wire.Ready):
                 raise ModelFailed(f"The model `{spec.id}` cannot be loaded; the server's log says why.")
             return cls(process, reader, writer, answer.info, settings)
@@ -190,6 +197,8 @@ class Worker:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
         """Send one request and yield its events. Closing the iterator early takes its rows out of the batch."""
+        if self._process.returncode is not None:  # `end` is done with telling those in `_pending`
+            raise WorkerDied(ENDED)
         if len(self._pending) >= self._settings.max_batch + self._settings.max_queue:
             raise QueueFull("The model's queue is full. Please try again in 1s.")
         id = next(self._ids)
@@ -225,9 +234,8 @@ class Worker:
         self._writer.close()
         status = await asyncio.to_thread(self._process.wait)
         logger.info("worker process %d ended with status %d: %s", self._process.pid, status, why)
-        failure = Failed(WorkerDied.__name__, "The model's worker ended, and another is started. Please retry.")
         for events in self._pending.values():
-            events.put(failure)
+            events.put(Failed(WorkerDied.__name__, ENDED))
 
     def _send(self, message: wire.ToWorker) -> None:
         # A dead worker is noticed by `_read`, which fails what is pending: there is nothing to do for it here.

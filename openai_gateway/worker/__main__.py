@@ -22,6 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from openai_gateway import logs
+from openai_gateway.errors import Crowded
 from openai_gateway.worker import wire
 from openai_gateway.worker.arrivals import Arrivals, Item, Refused
 from openai_gateway.worker.engine import Engine, Out
@@ -61,6 +62,10 @@ def main(fd: int) -> None:
         spec = replace(order.spec, path=str(folder))
         loaded = load(spec, order.engine)
         engine = build(loaded, spec, order.engine)
+    except Crowded as error:
+        logger.info("cannot load %s: %s", order.spec.id, error)
+        _tell(sock, wire.Broken(error.message, crowded=True))
+        raise SystemExit(1) from None
     except Exception as error:
         logger.exception("cannot load %s", order.spec.id)
         _tell(sock, wire.Broken(f"{type(error).__name__}: {error}"))
@@ -88,7 +93,9 @@ def _read(incoming: Iterator[bytes], arrivals: Arrivals) -> None:
                     arrivals.add(request)
                 case wire.Cancel() as cancel:
                     arrivals.cancel(cancel)
-    except (ConnectionError, ValueError, msgspec.MsgspecError):
+    except ConnectionError as error:
+        logger.warning("the gateway is gone: %s", error)
+    except (ValueError, msgspec.MsgspecError):
         logger.exception("the gateway cannot be heard any more")
     finally:
         os._exit(0)  # whatever the main thread is in the middle of: nobody can ask for it or use it

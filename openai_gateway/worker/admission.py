@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ WORTH_WAITING = 128
 """Tokens that another prompt, which is being read now, must spare a request that waits for it."""
 GROWTH = 256
 """Tokens that a newcomer must have room for behind its prompt: the first step by which mlx-lm's caches grow."""
+FEW = 32
+"""Snapshots of a prompt that is being read may always take this part of the memory."""
 WASTE = 8
 """A batch of its own pays once the padding in a shared one would take more than this part of the memory …"""
 LITTLE = 64 * 2**20
@@ -29,12 +32,13 @@ class Limits:
     """How large an engine may get, in bytes: `room` for the keys and values of what runs; the model has `weights`.
 
     At most `prefill_step` prompt tokens are read between two decode passes, and fewer where they would take longer than
-    about `max_stall` seconds.
+    about `max_stall` seconds; or `max_silence` seconds, when nothing decodes.
     """
 
     max_batch: int = 64
     prefill_step: int = 512
     max_stall: float = 0.2
+    max_silence: float = math.inf
     room: int = 1 << 62
     weights: int = 1 << 62
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
@@ -48,7 +52,19 @@ class Limits:
     def size(self, batches: Iterable[Decoding], readings: Iterable[Reading] = ()) -> int:
         """Bytes that these take, or will when they are read."""
         running = sum(self.footprint.batch(len(batch.rows), batch.longest + 1) for batch in batches)
-        return running + sum(self.footprint.batch(reading.width, len(reading.tokens)) for reading in readings)
+        return running + sum(self._whole(reading) + reading.snapshots_nbytes for reading in readings)
+
+    def snapshots(self, reading: Reading) -> int:
+        """Bytes that snapshots of a prompt may take while it is read: as many as its keys and values that can be cut.
+
+        Recurrent states can be larger than these; so at the beginning it may be a small part of the memory, if it is
+        there.
+        """
+        most = max(reading.done * self.footprint.per_token, self.room // FEW)
+        return min(most, self.room - self._whole(reading))
+
+    def _whole(self, reading: Reading) -> int:
+        return self.footprint.batch(reading.width, len(reading.tokens))
 
     def drafts(self, batch: Decoding) -> bool:
         """Whether there is room for what a draft model reads of the only row that runs, and guesses."""
@@ -139,6 +155,13 @@ class Admission:
 
 
 def youngest(batches: Iterable[Decoding], readings: Iterable[Reading]) -> Row | Reading:
-    """Who is put off when what runs has outgrown the memory: the least urgent, and of those the last that came."""
-    rows: list[Row | Reading] = [row for batch in batches for row in batch.rows]
-    return max([*rows, *readings], key=lambda one: (one.job.priority, one.job.id))
+    """Who is put off when what runs has outgrown the memory.
+
+    The least urgent, of those one of whose owner has most, and of his the last that came.
+    """
+    running: list[Row | Reading] = [row for batch in batches for row in batch.rows]
+    running += readings
+    rows: Counter[str] = Counter()
+    for one in running:
+        rows[one.job.owner] += one.width if isinstance(one, Reading) else 1
+    return max(running, key=lambda one: (one.job.priority, rows[one.job.owner], one.job.id))

@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
-from openai_gateway.types import ModelSpec
+from openai_gateway.types import ModelInfo, ModelSpec
 from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
@@ -51,6 +50,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
             max_batch=order.max_batch,
             prefill_step=order.prefill_step,
             max_stall=order.max_stall,
+            max_silence=order.max_silence,
             room=budget.room - kept,
             weights=budget.weights,
             footprint=loaded.footprint,
@@ -66,19 +66,21 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
 def _spill(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Spill | None:
     if not order.prefix_disk:
         return None
-    # A folder for each model, whatever became of it: files of other weights are found there, and deleted.
-    folder = Path(order.prefix_folder) / hashlib.sha256(spec.path.encode()).hexdigest()[:16]
+    # One for each way to load a model, whatever became of its files: those of older ones are found there, and deleted.
+    way = repr((spec.path, spec.adapter, *_caches(spec), loaded.info.quantization))
+    folder = Path(order.prefix_folder) / hashlib.sha256(way.encode()).hexdigest()[:16]
     logger.info("prefixes of %s go on to %s (%s)", spec.id, folder, gigabytes(order.prefix_disk))
-    return Spill(folder, order.prefix_disk, fingerprint(Path(spec.path), spec, loaded.info.quantization))
+    return Spill(folder, order.prefix_disk, fingerprint(loaded.info, spec))
 
 
-def fingerprint(folder: Path, spec: ModelSpec, quantization: str) -> str:
-    """Differs whenever keys and values of the same tokens may: for other weights, caches, or versions of mlx."""
-    caches = (spec.cache_type, spec.kv_bits, spec.kv_group_size)
-    parts = [version("mlx"), version("mlx-lm"), quantization, str(caches), str(spec.adapter)]
-    for path in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")):
-        parts.append(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def fingerprint(info: ModelInfo, spec: ModelSpec) -> str:
+    """Differs whenever keys and values of the same tokens may: for other files, bits, caches, devices or libraries."""
+    parts = (info.revision, info.quantization, *_caches(spec), mx.default_device())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _caches(spec: ModelSpec) -> tuple[object, ...]:
+    return spec.cache_type, spec.kv_bits, spec.kv_group_size
 
 
 @dataclass(frozen=True, slots=True)

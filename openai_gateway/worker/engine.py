@@ -100,16 +100,12 @@ class Engine:
             rows=len(self._running.rows),
             reading=len(self._prefill.readings) + len(self._scoring),
             waiting=len(self._admission.waiting),
-            kv_bytes=self._running.nbytes + self._prefill.nbytes + self._scored_nbytes,
+            kv_bytes=self._running.nbytes + self._prefill.nbytes + sum(one.nbytes for _, one in self._scoring.values()),
             prefix_bytes=self._prefixes.nbytes,
             memory_bytes=mx.get_active_memory(),
             memory_limit=self._memory_limit,
             **self._totals,
         )
-
-    @property
-    def _scored_nbytes(self) -> int:
-        return sum(layer.nbytes for _, scoring in self._scoring.values() for layer in scoring.cache)
 
     def submit(self, job: Job) -> None:
         """Queue a job; the next step reports that it was accepted."""
@@ -156,6 +152,7 @@ class Engine:
         out += self._score()
         out += self._read()
         out += self._decode()
+        self._prefill.arrived()
         self._totals["steps"] += 1
         if not self.busy:
             mx.clear_cache()

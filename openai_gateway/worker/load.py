@@ -59,8 +59,8 @@ def fetch(spec: ModelSpec) -> Path:
 def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noqa: B008, a frozen value
     """Load weights and tokenizer.
 
-    Raises MemoryError when the weights do not fit, before they are read; ValueError when the model cannot do what its
-    entry asks; else whatever mlx-lm does when it cannot load it.
+    Raises MemoryError when the weights do not fit, `Crowded` when that is because of other models, both before they are
+    read; ValueError when the model cannot do what its entry asks; else whatever mlx-lm does when it cannot load it.
     """
     formats.check(spec.tool_format)
     folder = fetch(spec)
@@ -91,6 +91,7 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
         parameters=_parameters(model),
         pid=os.getpid(),
         weight_bytes=budget.weights,
+        memory_limit=budget.limit,
         quantization=quantize.name(model),
         batched=not apart,
         revision=version,
@@ -112,14 +113,15 @@ def _fit(spec: ModelSpec, engine: wire.Engine, model: nn.Module) -> Budget:
     allowed = engine.memory if spec.memory is None else cast("int | Literal['auto']", spec.memory)
     wanted = spec.quantization or engine.quantization
     before = memory.weight_bytes(model)
-    level = quantize.choose(wanted, model, limit=memory.limit(allowed), machine=memory.machine())
+    limit = memory.limit(allowed, engine.share.processes)
+    level = quantize.choose(wanted, model, limit=limit, machine=memory.machine())
     if level != "none":
         quantize.quantize(model, level)
         now = memory.gigabytes(memory.weight_bytes(model))
         logger.info("quantizing %s: %s, %s instead of %s", spec.id, level, now, memory.gigabytes(before))
     elif wanted in ("q4", "q8"):
         logger.info("%s is quantized already (%s), and stays as it is", spec.id, quantize.name(model))
-    return memory.budget(allowed, memory.weight_bytes(model), engine.places)
+    return memory.budget(allowed, memory.weight_bytes(model), engine.share)
 
 
 def _report(spec: ModelSpec, info: ModelInfo, budget: Budget, footprint: Footprint, apart: list[str]) -> None:

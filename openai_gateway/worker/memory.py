@@ -18,12 +18,17 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList
 
+from openai_gateway.errors import Crowded
+from openai_gateway.types import Share
+
 SHARED = 0.75
 """Of memory that the system and its other programs live in as well: unified memory, or a CPU's."""
 OWN = 0.9
 """Of a graphics card's memory."""
 RESERVE = 1 << 30
 """Bytes kept free for what a step computes with, and at most a quarter of what the weights leave."""
+BESIDE = 1.25
+"""Times its weights are what a model needs, keys and values included; alone it is loaded with less as well."""
 PREFIXES = 4
 """Of the bytes for keys and values, one part in so many is for kept prefixes; the rest is for what runs."""
 
@@ -137,26 +142,32 @@ def machine() -> int:
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
-def limit(wanted: int | Literal["auto"]) -> int:
-    """The bytes that models may use: those asked for, or a share of the device's."""
+def limit(wanted: int | Literal["auto"], processes: int = 1) -> int:
+    """The bytes that models may use: those asked for, or a part of the device's, divided among so many gateways."""
     if wanted != "auto":
         return wanted
-    return int(machine() * (OWN if mx.cuda.is_available() else SHARED))
+    return int(machine() * (OWN if mx.cuda.is_available() else SHARED)) // processes
 
 
-def budget(wanted: int | Literal["auto"], weights: int, places: int) -> Budget:
-    """One model's part of the limit; with `auto`, `places` models share what the weights of this one leave.
+def budget(wanted: int | Literal["auto"], weights: int, share: Share) -> Budget:
+    """What one model may use, which is given to no other as long as it is loaded.
 
-    Raises MemoryError when the weights do not fit.
+    With `auto` that is an equal part for each place of what other models leave, or what the weights need if that is
+    more. A size that somebody wrote is not divided, and may be more than the part of the machine that is for models.
+    Raises MemoryError when the weights do not fit, `Crowded` when that is because of others.
     """
-    most = limit(wanted)
+    most = limit(wanted, share.processes)
     if weights >= most:
         whose = "the share of this machine's memory that models may use" if wanted == "auto" else "its `memory`"
         raise MemoryError(
             f"the weights take {gigabytes(weights)}, and {whose} is {gigabytes(most)}; "
             "set `quantization: q4`, take a smaller or a quantized model, or set `memory` higher"
         )
-    return Budget(most if wanted != "auto" else weights + (most - weights) // places, weights)
+    needed = int(weights * BESIDE) if wanted == "auto" else most
+    free = (most if wanted == "auto" else machine() // share.processes) - share.taken
+    if share.taken and needed > free:
+        raise Crowded(f"it needs {gigabytes(needed)}, and other models leave {gigabytes(max(0, free))}")
+    return Budget(min(free, max(free // share.places, needed)) if wanted == "auto" else most, weights)
 
 
 def gigabytes(size: int) -> str:

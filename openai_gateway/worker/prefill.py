@@ -31,29 +31,41 @@ class Prefill:
         self._keeping = keeping
         self._vocabulary = vocabulary
         self._totals = totals
-        self._pace = math.inf
-        """Tokens read in a second, when a part was read last."""
+        self._pace = 0.0
+        """Tokens read in a second, when many were read last."""
+        self._begun = 0.0
+        self._reading = 0
+        """Tokens that are read since `_begun`, and not waited for yet."""
+        self._oldest = True
+        """Whether the next part is for the prompt that came first."""
 
     @property
     def nbytes(self) -> int:
-        """Of the caches."""
-        return sum(layer.nbytes for reading in self.readings for layer in reading.cache)
+        """Of the caches, and of snapshots."""
+        caches = sum(layer.nbytes for reading in self.readings for layer in reading.cache)
+        return caches + sum(reading.snapshots_nbytes for reading in self.readings)
 
     def room(self, *, waited_for: bool) -> int:
-        """Most tokens to read in a step; `waited_for`: about as many as running answers may be held up for."""
-        most = self._limits.prefill_step
-        if not waited_for:
-            return most
+        """Most tokens to read in a step; `waited_for`: about as many as running answers may be held up for.
+
+        Few while it is not known how long they take.
+        """
+        limits = self._limits
+        seconds = min(limits.max_stall, limits.max_silence) if waited_for else limits.max_silence
+        if seconds == math.inf:
+            return limits.prefill_step
         # Attention makes tokens of long prompts ever slower.
-        return int(min(most, max(LEAST, self._pace * self._limits.max_stall)))
+        return int(min(limits.prefill_step, max(LEAST, self._pace * seconds)))
 
     def due(self, *, waited_for: bool) -> tuple[list[list[Reading]], Reading | None, int]:
         """Groups to read to their ends now, and of which other one to read a part, of how many tokens.
 
-        There is room for at least some of a long prompt.
+        There is room for at least some of a long prompt. Every second part is for the one that came first, which would
+        wait for ever if shorter ones always went before it.
         """
         room = self.room(waited_for=waited_for)
-        ending, long = prompts.next_to_read(self.readings, room)
+        ending, long = prompts.next_to_read(self.readings, room, oldest=self._oldest)
+        self._oldest ^= long is not None
         # A prompt with several choices becomes several rows, and so is alone.
         together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._vocabulary)
         groups = [[reading] for reading in ending if len(reading.rows) > 1] + together
@@ -63,11 +75,21 @@ class Prefill:
     @contextmanager
     def timed(self, count: int) -> Iterator[None]:
         """While a part of `count` tokens is read, and waited for."""
-        began = time.monotonic()
+        self._begin(count)
         yield
-        if count >= LEAST:  # fewer say more of what a pass costs by itself
-            self._pace = count / (time.monotonic() - began)
+        self.arrived()
+
+    def _begin(self, count: int) -> None:
+        if not self._reading:
+            self._begun = time.monotonic()
+        self._reading += count
         self._totals["read_tokens"] += count
+
+    def arrived(self) -> None:
+        """All that is read has been waited for."""
+        if self._reading >= LEAST:  # fewer say more of what a pass costs by itself
+            self._pace = self._reading / (time.monotonic() - self._begun)
+        self._reading = 0
 
     def part(self, reading: Reading, count: int) -> None:
         """Reads `count` tokens of a long prompt."""
@@ -75,10 +97,11 @@ class Prefill:
             prompts.read_part(self._model, reading, count)
         mx.clear_cache()
         self._keeping.snapshot(reading)
+        reading.thin(self._limits.snapshots(reading))
 
     def finish(self, group: list[Reading]) -> Decoding:
-        """Reads all that is left of these prompts, and makes a batch of their rows."""
-        self._totals["read_tokens"] += sum(reading.left for reading in group)
+        """Reads all that is left of these prompts, and makes a batch of their rows, who will wait for it."""
+        self._begin(sum(reading.left for reading in group))
         if len(group) > 1:
             return self._together(group)
         (reading,) = group

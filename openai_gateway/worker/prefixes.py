@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
+from openai_gateway.worker.filed import Filed
 from openai_gateway.worker.snapshots import Layout, Snapshot
-from openai_gateway.worker.spill import Record, Spill
-from openai_gateway.worker.tree import Node, Partition, chain, common_length, common_prefix, crowded_snapshot, match
+from openai_gateway.worker.spill import Spill
+from openai_gateway.worker.tree import Node, Partition, common_length, common_prefix, crowded_snapshot, match
 
 __all__ = ["Found", "Prefixes", "Snapshot", "common_length"]
 
@@ -48,7 +49,8 @@ class Prefixes:
     `make_cache` gives the model's empty caches for one row. If they are of a kind that cannot be kept, `supported` is
     False, `reason` says why, and nothing is ever found.
 
-    `spill`: what leaves memory goes to disk, and is found there, after a restart as well.
+    `spill`: what leaves memory goes to disk, and is found there, after a restart as well, as far as memory has room for
+    it then.
     """
 
     def __init__(
@@ -62,10 +64,10 @@ class Prefixes:
         self._shared = shared
         self._partitions: dict[str, Partition] = {}
         self._clock = 0
-        self._spill = spill if self.keeping else None
-        self._filed: dict[str, Node] = {}
-        if self._spill is not None:
-            self._restore(self._spill)
+        self._filed = Filed(self._layout, spill if self.keeping else None)
+        for node in self._filed.restore(self._partitions):
+            self._touch(node)
+        self._forget()
 
     @property
     def needs_snapshots(self) -> bool:
@@ -80,27 +82,31 @@ class Prefixes:
     def find(self, owner: str, tokens: Sequence[int]) -> Found:
         """The longest usable prefix: at most all tokens but the last, which the model must read to go on.
 
-        With windows or recurrent layers it ends at a snapshot. What is needed from disk is read now.
+        With windows or recurrent layers it ends at a snapshot. What is needed from disk is read now, as far as there is
+        memory for it.
         """
         partition = self._partitions.get(self._key(owner))
         if partition is None:
             return Found(0, None, None)
+        limit = len(tokens) - 1
         while True:
             path, common = match(partition.root, tokens)
-            length = self._usable(path, min(common, len(tokens) - 1))
+            length = self._usable(path, min(common, limit))
             used = [node for node in path if node.start < length]
-            if all(self._load(node, resume=node.end == length) for node in used):
+            if path:
+                self._touch(path[-1])
+                self._filed.touch(path[-1])
+            missing = next((node for node in used if not self._bring(node, resume=node.end == length)), None)
+            if missing is None:
                 break
-        if path:
-            self._touch(path[-1])
+            limit = missing.start
         cache = None
         if length:
             cache = self._layout.compose([node.slices or () for node in used], length, used[-1].snapshot)
-            self.shrink(self._capacity)
         return Found(length, common if partition.root.children else None, cache)
 
     def covered(self, owner: str, tokens: Sequence[int]) -> int:
-        """The length that `find` would give (files are not looked into). This is not a use."""
+        """The length that `find` gives where memory has room for it; files are not looked into. This is not a use."""
         if (partition := self._partitions.get(self._key(owner))) is None:
             return 0
         path, common = match(partition.root, tokens)
@@ -146,13 +152,10 @@ class Prefixes:
 
         The most recently used go first, as long as they displace nothing. For idle moments, and before the end.
         """
-        if self._spill is None:
-            return False
-        nodes = [node for partition in self._partitions.values() for node in partition.order if node.file is None]
-        # Of equally recent ones those further up: without them the others are of no use.
-        nodes.sort(key=lambda node: (-node.used, node.end))
-        nodes = [node for node in nodes[:runs] if self._spill.has_room(node.nbytes) and self._write(self._spill, node)]
-        return bool(nodes)
+        nodes = (node for partition in self._partitions.values() for node in partition.order)
+        written = self._filed.write_ahead(nodes, runs)
+        self._forget()
+        return written
 
     def shares(self, one: str, other: str) -> bool:
         """Whether one owner finds what is kept for the other."""
@@ -179,8 +182,6 @@ class Prefixes:
             child = node.children.get(tokens[node.end])
             if child is None:
                 child = self._grow(node, tokens, min(stop, node.end + RUN), cache)
-                if not self._settle(child):
-                    return None
             else:
                 shared = min(common_prefix(child.run, tokens, node.end), stop - node.end)
                 cut = shared < len(child.run) and (snapshot is not None or node.end + shared < stop)
@@ -188,11 +189,14 @@ class Prefixes:
                     continue
                 if cut:
                     child = self._split(child, shared)
+            if not self._settle(child):
+                return None
             node = child
         if snapshot is not None and not node.resumable:
-            self._unfile(node)
+            self._filed.drop(node)
             node.snapshot, node.resumable = snapshot, True
             self._account(node, snapshot.nbytes)
+        self._filed.touch(node)
         return node if self._settle(node) else None
 
     def _grow(self, node: Node, tokens: Sequence[int], end: int, cache: list[Any]) -> Node:
@@ -205,7 +209,7 @@ class Prefixes:
         return child
 
     def _split(self, node: Node, at: int) -> Node:
-        self._unfile(node)
+        self._filed.drop(node)
         upper = node.split(at)
         upper.partition.order[upper] = None
         self._touch(upper)
@@ -218,8 +222,6 @@ class Prefixes:
             above.used = self._clock
             if above.slices is not None:
                 above.partition.order.move_to_end(above)
-            if self._spill is not None and above.file is not None:
-                self._spill.touch(above.file)
 
     def _settle(self, node: Node) -> bool:
         """Use `node` and make room; whether it is still in memory after that."""
@@ -235,14 +237,12 @@ class Prefixes:
 
     def _thin(self, node: Node) -> None:
         """Drop a snapshot from memory; with a second tier it can still be read."""
-        if self._spill is not None and node.file is None:
-            self._write(self._spill, node)
+        self._write(node)
         self._account(node, -node.snapshot_nbytes)
         node.snapshot, node.resumable = None, node.file is not None
 
     def _evict(self, leaf: Node) -> None:
-        if self._spill is not None and leaf.file is None:
-            self._write(self._spill, leaf)
+        self._write(leaf)
         if leaf.file is None:
             self._remove(leaf)
         else:
@@ -259,18 +259,24 @@ class Prefixes:
         """Out of the tree, with all below it, and with those above it that have become useless by that."""
         for below in node.down():
             self._release(below)
-            self._unfile(below)
+            self._filed.drop(below)
         while (parent := node.parent) is not None:
             parent.children.pop(node.run[0], None)  # it may have gone with those below it
             if parent.children or parent.parent is None or not self._layout.whole or parent.resumable:
                 break
             self._release(parent)
-            self._unfile(parent)
+            self._filed.drop(parent)
             node = parent
         if not node.partition.root.children:
             self._partitions.pop(node.partition.owner, None)
 
     # Disk
+
+    def _bring(self, node: Node, *, resume: bool) -> bool:
+        """`_load`, and make room for it; False also where there is none."""
+        if not (self._load(node, resume=resume) and self._settle(node)):
+            return False
+        return node.snapshot is not None or not (resume and node.resumable)
 
     def _load(self, node: Node, *, resume: bool) -> bool:
         """Have a node in memory, and with `resume` its snapshot; those above it are there.
@@ -281,8 +287,7 @@ class Prefixes:
         if node.slices is not None and not missing:
             return True
         try:
-            arrays = self._spill.read(node.file) if self._spill is not None and node.file is not None else {}
-            slices, snapshot = self._layout.parse(arrays, len(node.run), node.end if node.resumable else None)
+            slices, snapshot = self._filed.read(node)
         except ValueError as error:
             logger.warning("ignoring the kept prefix %s: %s", node.file, error)
             self._remove(node)
@@ -293,42 +298,12 @@ class Prefixes:
         node.partition.order[node] = None
         return True
 
-    def _write(self, spill: Spill, node: Node) -> bool:
-        before = node.parent or node.partition.root
-        record = Record(node.partition.owner, before.path_digest(), node.start, node.run, node.resumable)
-        node.file = spill.write(record, self._layout.named(node.slices or (), node.snapshot))
-        if node.file is None:
-            return False
-        self._filed[node.file] = node
-        for above in node.up():
-            if above.file is not None:
-                spill.touch(above.file)
-        while (oldest := spill.excess()) is not None:
-            self._forget(oldest)
-        return node.file is not None
+    def _write(self, node: Node) -> None:
+        self._filed.write(node)
+        self._forget()
 
-    def _forget(self, name: str) -> None:
-        node = self._filed[name]
-        self._unfile(node)
-        if node.slices is None or (self._layout.whole and not node.resumable and not node.children):
-            self._remove(node)
-
-    def _unfile(self, node: Node) -> None:
-        if self._spill is not None and node.file is not None:
-            self._spill.delete(node.file)
-            del self._filed[node.file]
-            node.file = None
-            node.resumable = node.snapshot is not None
-
-    def _restore(self, spill: Spill) -> None:
-        """Take up what is on disk; files without those before them are deleted."""
-        records = spill.scan()
-        self._filed = chain(records, self._partitions)
-        for name in records.keys() - self._filed.keys():
-            spill.delete(name)
-        for name in records:
-            if name in self._filed:
-                self._touch(self._filed[name])
-        while (oldest := spill.excess()) is not None:
-            self._forget(oldest)
-        logger.info("found %d of %d kept runs of tokens usable on disk", len(self._filed), len(records))
+    def _forget(self) -> None:
+        """Delete the least recently used files where there are too many bytes, with what is useless without them."""
+        for node in self._filed.excess():
+            if node.slices is None or (self._layout.whole and not node.resumable and not node.children):
+                self._remove(node)

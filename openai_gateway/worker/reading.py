@@ -13,7 +13,7 @@ from openai_gateway.worker.batch import Decoding, merge
 from openai_gateway.worker.model import Cache, Model
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.rows import Row
-from openai_gateway.worker.snapshots import Snapshot
+from openai_gateway.worker.snapshots import Snapshot, takes_padding
 
 LOGITS = 2**24
 """Most logits that are computed to need only the last of each row: 64 MB. It saves a pass for one token each."""
@@ -60,9 +60,27 @@ class Reading:
         """Rows that it has or is going to have."""
         return len(self.choices)
 
+    @property
+    def snapshots_nbytes(self) -> int:
+        """Bytes that its snapshots take."""
+        return sum(snapshot.nbytes for snapshot in self.snapshots.values())
 
-def next_to_read(readings: Sequence[Reading], room: int) -> tuple[list[Reading], Reading | None]:
+    def thin(self, most: int) -> None:
+        """Drop snapshots until they take no more than `most` bytes, but never the newest one.
+
+        The one closest to its neighbours goes first, and those where a message begins go last.
+        """
+        while len(self.snapshots) > 1 and self.snapshots_nbytes > most:
+            ends = [self.cached, *self.snapshots]
+            spans = zip(ends, ends[1:], ends[2:], strict=False)
+            _, _, end = min((end in self.job.turns, after - before, end) for before, end, after in spans)
+            del self.snapshots[end]
+
+
+def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tuple[list[Reading], Reading | None]:
     """Which prompts, the oldest first, to read to their end now, and of which other one to read a part.
+
+    The part is for the most urgent, and of those for the `oldest` or else for the one that has the least left.
 
     Those that end are as many short ones as `room` tokens hold, padded to the longest. One whose beginning is long and
     cached is read alone when it is the oldest. Together they are no faster, as attention to what is cached is most of
@@ -78,11 +96,17 @@ def next_to_read(readings: Sequence[Reading], room: int) -> tuple[list[Reading],
                 ending.append(reading)
     # Nothing of the others that are read alone: their turn comes when they are the oldest.
     others = [one for one in readings if one not in ending and (one.left > room or (one.left > 1 and one.done <= LONG))]
-    return ending, min(others, key=lambda reading: reading.job.priority, default=None)
+    part = min(others, key=lambda one: (one.job.priority, 0 if oldest else one.left), default=None)
+    return ending, part
 
 
 def groups(readings: Sequence[Reading], vocabulary: int) -> list[list[Reading]]:
     """Those that one pass can read to their end. In two passes, rows of a last token only would sit out the first."""
+    if any(takes_padding(reading.cache) for reading in readings):
+        by_length: dict[int, list[Reading]] = {}
+        for reading in readings:
+            by_length.setdefault(reading.left, []).append(reading)
+        return list(by_length.values())
     ones = [reading for reading in readings if reading.left == 1]
     others = [reading for reading in readings if reading.left > 1]
     if _is_cheap([reading.left for reading in readings], vocabulary):

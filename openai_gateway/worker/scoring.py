@@ -31,6 +31,11 @@ class Scoring:
         """Tokens that are not read yet, but for the last one, which nothing needs to follow."""
         return len(self._tokens) - 1 - len(self.logprobs)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the caches."""
+        return sum(layer.nbytes for layer in self.cache)
+
     def read(self, count: int) -> None:
         """Read `count` more tokens, or those that are left."""
         start = len(self.logprobs)

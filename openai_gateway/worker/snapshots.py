@@ -125,6 +125,11 @@ class Layout:
         return (layer for layer in layers if type(layer) in types)
 
 
+def takes_padding(cache: Iterable[Any]) -> bool:
+    """Whether padding behind a prompt may go into a state: not every recurrent layer of mlx-lm keeps it out."""
+    return any(isinstance(layer, ArraysCache) for layer in _layers(cache))
+
+
 def divide(slices: Slices, at: int) -> tuple[Slices, Slices]:
     """Both parts of a run, copied, so that each can be freed without the other."""
     return _copies(slices, 0, at), _copies(slices, at, None)

@@ -30,7 +30,7 @@ from safetensors import TensorSpec, serialize
 
 logger = logging.getLogger(__name__)
 
-FORMAT: Final = "openai-gateway prefix 1"
+FORMAT: Final = "openai-gateway prefix 2"
 NAME: Final = re.compile(r"[0-9a-f]{32}(\.part)?\.safetensors")
 MAX_HEADER: Final = 2**20
 USUAL_HEADER: Final = 2**16

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from openai_gateway.types import Event, ModelInfo, ModelSpec, Quantization, Request, Stats
+from openai_gateway.types import Event, ModelInfo, ModelSpec, Quantization, Request, Share, Stats
 
 HEADER = struct.Struct(">I")
 LIMIT = 256 * 1024 * 1024
@@ -28,13 +28,14 @@ class Engine(Struct, frozen=True, kw_only=True):
     max_batch: int = 64
     prefill_step: int = 512
     max_stall: float = 0.2
+    max_silence: float = 7.5
+    """Seconds, about, that a pass of the loop may read prompts: nothing is heard of the worker before it ends."""
     heartbeat: float = 1.0
     """Seconds between heartbeats of an idle worker."""
     wired_limit: bool = False
     memory: int | Literal["auto"] = "auto"
     quantization: Quantization = "auto"
-    places: int = 1
-    """Models that may be loaded at once, this one included."""
+    share: Share = Share()
     prefix_cache: int | Literal["auto"] = "auto"
     share_prefixes: bool = False
     prefix_disk: int = 0
@@ -67,6 +68,8 @@ class Broken(Struct, frozen=True, tag="broken"):
     """The model cannot be loaded."""
 
     message: str
+    crowded: bool = False
+    """It can be with fewer models beside it."""
 
 
 class Step(Struct, frozen=True, tag="step"):

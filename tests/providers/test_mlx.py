@@ -6,10 +6,11 @@ import asyncio
 import json
 import signal
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import openai
 import psutil
 import pytest
 
-from openai_gateway.providers.mlx import MLXProvider
+from openai_gateway.errors import Crowded, Unavailable, WorkerDied
+from openai_gateway.providers.mlx import MLXProvider, Worker
 from openai_gateway.settings import Settings
-from openai_gateway.types import ModelSpec
-from tests.support import MODEL, Server, running
+from openai_gateway.types import CompletionRequest, ModelInfo, ModelSpec, Share
+from tests.support import MODEL, ROOT, Server, running
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, "ignore_eos": True}
 
@@ -218,6 +220,15 @@ def test_the_gateway_process_stays_small(gateway: Server) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_model_with_no_memory_beside_others_is_told_from_one_that_fails() -> None:
+    provider = MLXProvider(
+        ModelSpec(id="m", path=str(ROOT / "openai_gateway" / "demo")), Settings(), Share(taken=10**18)
+    )
+    with pytest.raises(Crowded):
+        await provider.start()
+
+
+@pytest.mark.anyio
 async def test_a_request_that_is_cancelled_while_its_worker_is_looked_up_goes_no_further() -> None:
     provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
     worker: Any = object()
@@ -229,3 +240,64 @@ async def test_a_request_that_is_cancelled_while_its_worker_is_looked_up_goes_no
         if looking.cancel():
             with pytest.raises(asyncio.CancelledError):
                 await looking
+
+
+INFO = ModelInfo(
+    context_length=8,
+    vocab_size=8,
+    architecture="a",
+    reasoning="hint",
+    chat_template=False,
+    fill_in_the_middle=False,
+    parameters=1,
+    pid=1,
+)
+REQUEST = CompletionRequest(model="m", prompt="x")
+
+
+@asynccontextmanager
+async def hanging() -> AsyncIterator[tuple[Worker, asyncio.StreamReader]]:
+    """A worker that never says anything, and what it is sent."""
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    sent, other = await asyncio.open_connection(sock=theirs)
+    worker = Worker(subprocess.Popen(["sleep", "60"]), reader, writer, INFO, Settings())
+    try:
+        yield worker, sent
+    finally:
+        await worker.end("the test is over")
+        other.close()
+
+
+@pytest.mark.anyio
+async def test_a_request_that_hears_nothing_ends_with_the_model_that_is_unloaded() -> None:
+    async with hanging() as (worker, sent), asyncio.timeout(30):
+        provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
+        provider._worker.set_result(worker)
+        provider._supervisor = asyncio.create_task(provider._supervise(worker))
+        asking = asyncio.ensure_future(anext(provider.generate(REQUEST)))
+        await sent.readexactly(1)
+        await provider.close()
+        for request in (asking, anext(provider.generate(REQUEST))):
+            with pytest.raises(Unavailable, match="was unloaded"):
+                await request
+        assert provider.info is None
+
+
+@pytest.mark.anyio
+async def test_a_request_that_waits_for_a_worker_ends_with_the_model_that_is_unloaded() -> None:
+    provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
+    asking = asyncio.ensure_future(anext(provider.generate(REQUEST)))
+    await asyncio.sleep(0)
+    await provider.close()
+    async with asyncio.timeout(30):
+        with pytest.raises(Unavailable, match="was unloaded"):
+            await asking
+
+
+@pytest.mark.anyio
+async def test_a_request_that_reaches_a_worker_after_its_end_is_told_so() -> None:
+    async with hanging() as (worker, _), asyncio.timeout(30):
+        await worker.end("it is to be replaced")
+        with pytest.raises(WorkerDied):
+            await anext(worker.generate(REQUEST))

@@ -33,6 +33,8 @@ SHAPES = {
     "gpt_oss": tiny.GPT_OSS,
     "recurrent": tiny.QWEN3_NEXT,
 }
+STATES = {"jamba": tiny.JAMBA, "rwkv7": tiny.RWKV7}
+"""Models whose recurrent layers take padding into their state."""
 DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
 MEGABYTES = 1 << 24
 """Room for more prefixes than any test keeps."""
@@ -78,6 +80,7 @@ class Session:
         max_batch: int = 16,
         prefill_step: int = 64,
         max_stall: float = math.inf,
+        max_silence: float = math.inf,
         prefix_bytes: int = 0,
         shared: bool = False,
         batched: bool | None = None,
@@ -85,7 +88,10 @@ class Session:
         drafter: Callable[[], Drafter] | None = None,
         drafting: Footprint = Footprint(per_token=0),  # noqa: B008, a frozen value
     ) -> None:
-        """How fast this machine is must not decide what a test sees, so nothing stalls unless `max_stall` says so."""
+        """How fast this machine is must not decide what a test sees, so reading takes no time unless a bound is given.
+
+        A bound of 0 makes parts as small as they get, whatever the machine.
+        """
         self.model = Calls(loaded.model)
         self.events: dict[int, list[Event]] = defaultdict(list)
         self.paths: dict[int, list[Recorded]] = defaultdict(list)
@@ -97,7 +103,15 @@ class Session:
             loaded.prompts.tokenizer.eos_token_ids,
             self._open_text,
             prefixes=Prefixes(loaded.make_cache, capacity=prefix_bytes, shared=shared),
-            limits=Limits(max_batch, prefill_step, max_stall, room=room, footprint=loaded.footprint, drafting=drafting),
+            limits=Limits(
+                max_batch,
+                prefill_step,
+                max_stall,
+                max_silence,
+                room=room,
+                footprint=loaded.footprint,
+                drafting=drafting,
+            ),
             batched=loaded.batched if batched is None else batched,
             make_cache=loaded.make_cache,
             drafter=drafter,

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.types import Failed, ModelSpec, Started
+from openai_gateway.types import Failed, ModelSpec, Sampling, Started
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.load import Loaded, load
 from openai_gateway.worker.memory import Footprint
+from openai_gateway.worker.prompt import Job
+from openai_gateway.worker.reading import Reading
 from tests.worker import tiny
 from tests.worker.session import SHAPES, Session, alone, greedy, prompt
 
@@ -225,6 +227,20 @@ def test_the_least_urgent_and_then_the_last_is_put_off(llama: Loaded, caplog: py
     assert [session.finish(id) for id in range(3)] == ["length"] * 3
 
 
+def test_an_owner_with_one_request_is_not_put_off_for_the_many_of_another(
+    llama: Loaded, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "openai_gateway.worker.engine")
+    session = Session(llama, room=llama.footprint.batch(4, 280))
+    for id in range(3):
+        session.submit(id, prompt(10 + id), 300, owner="many")
+    session.step()
+    session.submit(3, prompt(10), 300, owner="one")
+    session.until(lambda: session.finish(3))
+    said = [record.getMessage() for record in caplog.records if "put off" in record.getMessage()]
+    assert said and not any(line.startswith("request 3 ") for line in said)
+
+
 def test_a_put_off_request_that_is_cancelled_does_not_come_back(
     llama: Loaded, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -340,6 +356,14 @@ def test_a_choice_of_its_own_that_fails_takes_those_that_wait_with_it(quantized:
 
 
 # Arithmetic
+
+
+def test_snapshots_of_a_prompt_may_take_what_its_keys_and_values_do_or_a_little_of_the_room_if_it_is_there() -> None:
+    reading = Reading(Job(0, [1] * 400, Sampling(), 8, chat=False), [1] * 400, range(1))
+    reading.done = 100
+    assert Limits(room=1_600_000, footprint=FOOTPRINT).snapshots(reading) == 100_000
+    assert Limits(room=6_400_000, footprint=FOOTPRINT).snapshots(reading) == 200_000
+    assert Limits(room=430_000, footprint=FOOTPRINT).snapshots(reading) == 30_000
 
 
 def test_limits_refuse_what_does_not_fit_alone() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from msgspec.structs import replace
 
 from openai_gateway.types import Delta, ModelSpec, Sampling
 from openai_gateway.worker import wire
@@ -116,8 +119,8 @@ def test_no_bytes_for_prefixes_leaves_all_of_it_to_what_runs(llama: Path) -> Non
 
 
 def test_the_engine_is_sized_as_it_was_ordered(llama: Path) -> None:
-    built = engine(llama, wire.Engine(memory=1 << 28, max_batch=3, prefill_step=17, share_prefixes=True))
-    assert (built._limits.max_batch, built._limits.prefill_step) == (3, 17)
+    built = engine(llama, wire.Engine(memory=1 << 28, max_batch=3, prefill_step=17, max_silence=5, share_prefixes=True))
+    assert (built._limits.max_batch, built._limits.prefill_step, built._limits.max_silence) == (3, 17, 5)
     assert built._prefixes.shares("one", "other")
 
 
@@ -154,22 +157,62 @@ def test_prefixes_of_other_weights_are_not_found(llama: Path, other: Path, tmp_p
     assert second.stats.cached_tokens == 0
 
 
-@pytest.mark.parametrize(
-    "change", [{"cache_type": "quantized"}, {"kv_bits": 4}, {"kv_group_size": 32}, {"adapter": "a"}]
-)
-def test_a_fingerprint_tells_entries_apart_whose_keys_and_values_differ(llama: Path, change: dict[str, Any]) -> None:
-    plain = fingerprint(llama, ModelSpec(id="m", path=str(llama)), "none")
-    assert plain == fingerprint(llama, ModelSpec(id="n", path=str(llama)), "none")
-    assert plain != fingerprint(llama, ModelSpec(id="m", path=str(llama), **change), "none")
-    assert plain != fingerprint(llama, ModelSpec(id="m", path=str(llama)), "q4")
+def adapter(folder: Path, value: float) -> str:
+    """One for a model of 64 floats a token, as `mlx_lm.lora` leaves it."""
+    folder.mkdir(exist_ok=True)
+    parameters = {"rank": 2, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.k_proj"]}
+    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    layer = "model.layers.1.self_attn.k_proj"
+    stored = {f"{layer}.lora_a": mx.ones((64, 2)), f"{layer}.lora_b": mx.full((2, 32), value)}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), stored)
+    return str(folder)
 
 
-def test_a_fingerprint_tells_new_weights_from_old_ones(llama: Path) -> None:
+def test_prefixes_of_an_adapter_that_was_trained_again_in_place_are_not_found(tmp_path: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_disk=1 << 24, prefix_folder=str(tmp_path / "kept"))
+    model = tiny.save(tmp_path / "model", tiny.LLAMA | {"hidden_size": 64})
+    for value, cached in ((1.0, 0), (1.0, 99), (2.0, 0)):
+        if not cached:
+            adapter(tmp_path / "adapter", value)
+        built = engine(model, order, adapter=str(tmp_path / "adapter"))
+        said(built, prompt(100))
+        assert built.stats.cached_tokens == cached
+        while built.idle():
+            pass
+
+
+def test_entries_of_one_folder_keep_their_files_beside_each_other(tmp_path: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_disk=1 << 24, prefix_folder=str(tmp_path / "kept"))
+    model = tiny.save(tmp_path / "model", tiny.LLAMA | {"hidden_size": 64})
+    entries: list[dict[str, Any]] = [
+        {},
+        {"adapter": adapter(tmp_path / "adapter", 1.0)},
+        {"quantization": "q8"},
+        {"cache_type": "quantized", "kv_group_size": 32},
+        {"cache_type": "quantized", "kv_group_size": 32, "kv_bits": 4},
+    ]
+    for cached in (0, 99):
+        for entry in entries:
+            built = engine(model, order, **entry)
+            said(built, prompt(100), 5)
+            assert built.stats.cached_tokens == cached
+            while built.idle():
+                pass
+
+
+def test_a_fingerprint_tells_whatever_keys_and_values_depend_on(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec(id="m", path=str(llama))
-    before = fingerprint(llama, spec, "none")
-    weights = llama / "model.safetensors"
-    weights.write_bytes(weights.read_bytes() + b" ")
-    assert fingerprint(llama, spec, "none") != before
+    info = load(spec, ORDER).info
+    plain = fingerprint(info, spec)
+    assert plain == fingerprint(info, replace(spec, id="n"))
+    assert plain != fingerprint(replace(info, revision="of other files"), spec)
+    assert plain != fingerprint(replace(info, quantization="q4"), spec)
+    changes: list[dict[str, Any]] = [{"cache_type": "quantized"}, {"kv_bits": 4}, {"kv_group_size": 32}]
+    for change in changes:
+        assert plain != fingerprint(info, replace(spec, **change))
+    monkeypatch.setattr(mx, "default_device", lambda: "another one")
+    assert plain != fingerprint(info, spec)
 
 
 def test_caches_that_cannot_be_kept_are_named_at_the_start(

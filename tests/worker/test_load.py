@@ -11,7 +11,9 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
 
-from openai_gateway.types import Defaults, ModelSpec
+from openai_gateway.errors import Crowded
+from openai_gateway.types import Defaults, ModelSpec, Share
+from openai_gateway.worker import memory, wire
 from openai_gateway.worker.load import Loaded, keep_wired_limit, load
 from tests.worker import tiny
 
@@ -208,3 +210,17 @@ def test_the_wired_limit_is_left_alone_where_that_is_asked(monkeypatch: pytest.M
     keep_wired_limit()
     generator = BatchGenerator(tiny.build({"vocab_size": 256, **tiny.LLAMA}))
     generator.close()
+
+
+# Memory
+
+
+def test_a_model_for_which_others_leave_too_little_is_told_from_one_that_is_too_large(tmp_path: Path) -> None:
+    spec = ModelSpec(id="m", path=str(tiny.save(tmp_path, tiny.LLAMA)))
+    alone = load(spec, wire.Engine())
+    assert alone.info.memory_limit == alone.budget.limit == memory.limit("auto")
+    most = memory.limit("auto") - alone.budget.weights
+    with pytest.raises(Crowded, match="other models leave"):
+        load(spec, wire.Engine(share=Share(taken=most)))
+    with pytest.raises(MemoryError):
+        load(spec, wire.Engine(memory=1000, share=Share(taken=most)))

@@ -9,6 +9,8 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.cache import CacheList, KVCache, make_prompt_cache
 
+from openai_gateway.errors import Crowded
+from openai_gateway.types import Share
 from openai_gateway.worker import memory
 from openai_gateway.worker.memory import Budget, Footprint
 from tests.worker import tiny
@@ -93,14 +95,48 @@ class Lone:
 # How much there is
 
 
-def test_models_share_what_the_weights_leave() -> None:
-    alone, one_of_two = (memory.budget("auto", 10**6, places) for places in (1, 2))
-    assert alone.limit == memory.limit("auto")
-    assert one_of_two.limit - 10**6 == (alone.limit - 10**6) // 2
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 GB, 48 of which are for models."""
+    monkeypatch.setattr(memory, "machine", lambda: 64 * GB)
+    monkeypatch.setattr(memory, "OWN", memory.SHARED)
 
 
-def test_a_size_that_somebody_wrote_is_not_divided() -> None:
-    assert memory.budget(12 * GB, 3 * GB, 2) == Budget(12 * GB, 3 * GB)
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("weights", [1, 12, 37, 40, 47])
+def test_a_model_alone_may_use_all_of_the_memory_for_models(weights: int) -> None:
+    assert memory.budget("auto", weights * GB, Share()) == Budget(48 * GB, weights * GB)
+    assert memory.budget("auto", weights * GB // 4, Share(processes=4)).limit == 12 * GB
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("weights", "limits"), [((1, 1), (24, 24)), ((12, 18), (24, 24)), ((24, 14), (30, 18)), ((40, 1), (48, None)),
+                            ((12, 24), (24, None)), ((4, 12, 12), (16, 16, 16)), ((24, 6, 6), (30, 9, 9))],
+)  # fmt: skip
+def test_models_beside_each_other_never_get_more_than_there_is(
+    weights: tuple[int, ...], limits: tuple[int | None, ...]
+) -> None:
+    taken = 0
+    for place, (each, limit) in enumerate(zip(weights, limits, strict=True)):
+        share = Share(taken=taken * GB, places=len(weights) - place)
+        if limit is None:
+            with pytest.raises(Crowded):
+                memory.budget("auto", each * GB, share)
+        else:
+            assert memory.budget("auto", each * GB, share) == Budget(limit * GB, each * GB)
+            taken += limit
+    assert taken <= 48
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_size_that_somebody_wrote_is_not_divided_but_others_keep_theirs() -> None:
+    assert memory.budget(12 * GB, 3 * GB, Share(places=2)) == Budget(12 * GB, 3 * GB)
+    assert memory.budget(16 * GB, 3 * GB, Share(taken=48 * GB)).limit == 16 * GB
+    with pytest.raises(Crowded, match=r"it needs 17\.0 GB, and other models leave 16\.0 GB"):
+        memory.budget(17 * GB, 3 * GB, Share(taken=48 * GB))
+    with pytest.raises(Crowded, match=r"leave 0\.0 MB"):
+        memory.budget("auto", 3 * GB, Share(taken=60 * GB))
 
 
 def test_the_room_is_what_weights_and_a_reserve_leave() -> None:
@@ -112,7 +148,7 @@ def test_the_room_is_what_weights_and_a_reserve_leave() -> None:
 @pytest.mark.parametrize(("wanted", "whose"), [(GB, "`memory`"), ("auto", "share")])
 def test_weights_that_do_not_fit_are_refused_with_what_to_do(wanted: Any, whose: str) -> None:
     with pytest.raises(MemoryError, match=whose) as caught:
-        memory.budget(wanted, 10**15, 1)
+        memory.budget(wanted, 10**15, Share(taken=1))
     assert "1000000.0 GB" in str(caught.value)
     assert "quantization: q4" in str(caught.value)
 

@@ -12,7 +12,8 @@ from openai_gateway.worker.load import Loaded
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.reading import Reading
-from tests.worker.session import MEGABYTES, SHAPES, Session, greedy, log_softmax, prompt
+from openai_gateway.worker.snapshots import Snapshot
+from tests.worker.session import MEGABYTES, SHAPES, STATES, Session, greedy, log_softmax, prompt
 
 
 def of(loaded: Loaded | None, tokens: list[int], *, done: int = 0, turns: tuple[int, ...] = ()) -> Reading:
@@ -75,6 +76,23 @@ def test_with_a_large_vocabulary_rows_say_what_each_says_alone(
         )
 
 
+@pytest.mark.parametrize("shape", STATES)
+def test_padding_of_one_prompt_does_not_go_into_the_state_of_another(shapes: dict[str, Loaded], shape: str) -> None:
+    loaded = shapes[shape]
+    session = Session(loaded, prefill_step=128, prefix_bytes=MEGABYTES)
+    texts = [prompt(20), prompt(33), prompt(20, 1)]
+    for id, tokens in enumerate(texts):
+        session.submit(id, tokens, 6)
+    session.run()
+    assert sorted(shape for shape in session.model.shapes if shape[1] > 1) == [(1, 33), (2, 20)]
+    longer = [tokens + prompt(9, id) for id, tokens in enumerate(texts)]
+    for id, tokens in enumerate([*longer, prompt(9)], start=3):
+        session.submit(id, tokens, 6)
+    session.run()
+    for id, tokens in enumerate([*texts, *longer, prompt(9)]):
+        assert session.generated(id) == greedy(loaded, tokens, 6)
+
+
 def test_last_tokens_do_not_wait_for_whole_prompts_where_these_take_two_passes() -> None:
     readings = [of(None, prompt(length), done=done) for length, done in ((5, 4), (9, 0), (7, 6), (3, 1))]
     assert prompts.groups(readings, vocabulary=100) == [[readings[0], readings[2], readings[1], readings[3]]]
@@ -109,6 +127,55 @@ def test_a_part_ends_where_a_message_begins_if_it_is_not_too_small_for_that() ->
 def test_parts_of_one_token_are_read_as_well(shapes: dict[str, Loaded], shape: str) -> None:
     session = Session(shapes[shape], prefill_step=1, prefix_bytes=MEGABYTES)
     assert session.ask(prompt(40), 5) == greedy(shapes[shape], prompt(40), 5)
+
+
+# Snapshots of a prompt that is being read
+
+
+def snapshot(nbytes: int) -> Snapshot:
+    return Snapshot(((mx.zeros(nbytes, dtype=mx.uint8),),), None)
+
+
+def test_too_many_snapshots_lose_the_closest_to_others_and_those_where_a_message_begins_last() -> None:
+    reading = of(None, prompt(200), turns=(30,))
+    reading.snapshots = {end: snapshot(10) for end in (20, 30, 40, 60, 64, 100, 150)}
+    left = []
+    for most in (70, 60, 50, 40, 30, 20, 0):
+        reading.thin(most)
+        left.append([*reading.snapshots])
+    assert left == [
+        [20, 30, 40, 60, 64, 100, 150],
+        [20, 30, 40, 64, 100, 150],
+        [30, 40, 64, 100, 150],
+        [30, 64, 100, 150],
+        [30, 100, 150],
+        [30, 150],
+        [150],
+    ]
+
+
+@pytest.mark.parametrize("shape", ["gpt_oss", "recurrent"])
+def test_snapshots_of_a_prompt_that_is_read_are_bounded_and_counted(shapes: dict[str, Loaded], shape: str) -> None:
+    loaded = shapes[shape]
+    tokens = prompt(450)
+    session = Session(loaded, prefill_step=8, prefix_bytes=MEGABYTES, room=loaded.footprint.batch(2, 500))
+    session.submit(0, tokens, 4)
+    most = 0
+    session.step()
+    while session.engine._prefill.readings:
+        (reading,) = session.engine._prefill.readings
+        held, limits = reading.snapshots_nbytes, session.engine._limits
+        assert held <= limits.snapshots(reading) or len(reading.snapshots) == 1
+        assert limits.size([], [reading]) == loaded.footprint.batch(1, 450) + held
+        assert session.engine.stats.kv_bytes >= held + sum(layer.nbytes for layer in reading.cache)
+        most = max(most, len(reading.snapshots))
+        session.step()
+    assert 1 < most < 450 // 8
+    session.run()
+    assert session.generated(0) == greedy(loaded, tokens, 4)
+    other = [*tokens[:430], *prompt(20, 1)]
+    assert session.ask(other, 4) == greedy(loaded, other, 4)
+    assert session.started(1)[-1].cached_tokens > 0
 
 
 # Who is read first
@@ -174,3 +241,28 @@ def test_an_urgent_long_prompt_is_read_before_one_that_is_not(llama: Loaded) -> 
     assert not session.finish(0)
     session.run()
     assert session.generated(0) == greedy(llama, prompt(300), 1)
+
+
+def test_a_newcomer_with_little_to_read_does_not_wait_for_the_prompts_of_many_tokens_before_it(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=16)
+    for id in range(3):
+        session.submit(id, prompt(400, id), 4, owner="many")
+    session.step()
+    session.submit(3, prompt(60), 4, owner="one")
+    before = session.steps
+    session.until(lambda: session.deltas(3))
+    assert session.steps - before <= 2 * 4
+    session.run()
+    for id in range(3):
+        assert session.generated(id) == greedy(llama, prompt(400, id), 4)
+
+
+def test_the_oldest_prompt_goes_on_however_many_come_that_have_less_to_read(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=16)
+    session.submit(0, prompt(160), 1)
+    for id in range(1, 40):
+        session.submit(id, prompt(40, id), 1)
+        session.step()
+        if session.finish(0):
+            break
+    assert session.finish(0)

@@ -45,6 +45,15 @@ FALCON_H1 = {
     "num_attention_heads": 2, "num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16,
     "mamba_d_state": 16, "mamba_chunk_size": 16,
 }  # fmt: skip
+JAMBA = LLAMA | {
+    "model_type": "jamba", "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1,
+    "expert_layer_period": 2, "mamba_d_conv": 4, "mamba_d_state": 8, "mamba_expand": 2, "num_experts": 1,
+    "num_experts_per_tok": 1, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+RWKV7 = {
+    "model_type": "rwkv7", "hidden_size": 64, "intermediate_size": 64, "norm_eps": 1e-5, "head_dim": 32,
+    "num_hidden_layers": 2, "a_low_rank_dim": 8, "v_low_rank_dim": 8, "gate_low_rank_dim": 8, "decay_low_rank_dim": 8,
+}  # fmt: skip
 
 
 def save(

@@ -1,0 +1,61 @@
+"""How much is read in a step, by how long reading takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openai_gateway.worker.load import Loaded
+from openai_gateway.worker.prefill import LEAST
+from tests.worker.session import Session, greedy, prompt
+
+ENOUGH = 1e9
+"""Seconds in which any machine reads more than a step may."""
+
+
+def parts(session: Session) -> list[tuple[int, int]]:
+    """Rows and columns of the prompts that were read since this was asked last."""
+    read = [shape for shape in session.model.shapes if shape[1] > 1]
+    session.model.shapes.clear()
+    return read
+
+
+def test_the_first_prompt_begins_with_few_tokens_and_goes_on_with_as_many_as_there_is_time_for(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64, max_silence=ENOUGH)
+    assert session.ask(prompt(150), 2) == greedy(llama, prompt(150), 2)
+    assert parts(session) == [(1, LEAST), (1, 64), (1, 54)]
+    session.ask(prompt(64), 2)
+    assert parts(session) == [(1, 64)]
+
+
+def test_a_prompt_that_is_read_at_once_tells_how_long_reading_takes_as_well(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64, max_silence=ENOUGH)
+    session.ask(prompt(LEAST), 2)
+    session.ask(prompt(64), 2)
+    assert parts(session) == [(1, LEAST), (1, 64)]
+
+
+def test_running_answers_are_not_held_up_by_the_first_prompt_of_more_than_few_tokens(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64, max_stall=ENOUGH)
+    session.submit(0, prompt(5), 40)
+    session.until(lambda: session.deltas(0))
+    session.submit(1, prompt(64), 2)
+    session.run()
+    assert parts(session) == [(1, 5), (1, LEAST), (1, LEAST)]
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_on_a_slow_machine_little_is_read_in_a_step_though_nobody_waits(llama: Loaded, scored: bool) -> None:
+    """A worker is heard between steps only, and ended when it is silent for too long."""
+    session = Session(llama, max_silence=0.0)
+    asked: dict[str, Any] = {"echo": "x", "logprobs": 0} if scored else {}
+    session.submit(0, prompt(200), 2, **asked)
+    for id in (1, 2, 3):
+        session.submit(id, prompt(20 + id), 2)
+    while session.engine.busy:
+        session.step()
+        read = [rows * columns for rows, columns in parts(session)]
+        assert max(read, default=0) <= LEAST
+        assert sum(read) <= 2 * LEAST + LEAST * scored
+    assert session.generated(0) == greedy(llama, prompt(200), 2)
