@@ -91,6 +91,7 @@ def fail(_: int, __: socket.socket) -> None:
 
 def main(folder: str, processes: str, redis_url: str | None = None) -> int:
     """Exits with what the processes end with."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have started them with nohup
     with listening("127.0.0.1", 0) as listener:
         say(str(listener.getsockname()[1]))
         return Processes(partial(serve, Path(folder), int(processes), redis_url), int(processes), listener).run()

@@ -61,7 +61,9 @@ class Process:
     """A server process, and what it says."""
 
     def __init__(self, drain_timeout: float, program: str = PROGRAM) -> None:
-        command = [sys.executable, "-c", program, str(drain_timeout)]
+        # Whoever runs the tests may have started them with nohup.
+        attached = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        command = [sys.executable, "-c", attached + program, str(drain_timeout)]
         self.child = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
         )
