@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -21,6 +22,8 @@ from openai import OpenAI
 
 ROOT = Path(__file__).parent.parent
 MODEL = "gateway-demo"
+CONFIG: dict[str, Any] = json.loads((ROOT / "openai_gateway/demo/config.json").read_text())
+"""Of that model."""
 
 
 def free_port() -> int:

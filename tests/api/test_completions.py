@@ -17,7 +17,7 @@ from openai import OpenAI
 from openai_gateway.api.completions import firsts_of, merged
 from openai_gateway.errors import ModelFailed
 from openai_gateway.types import Delta, Event, Started
-from tests.support import MODEL
+from tests.support import CONFIG, MODEL
 
 
 def post(http: httpx2.Client, **body: Any) -> httpx2.Response:
@@ -174,7 +174,7 @@ def test_an_absent_prompt_starts_a_text_from_nothing(client: OpenAI) -> None:
         ({"suffix": "the end"}, "suffix"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"guided_regex": ""}, "guided_regex"),
-        ({"logit_bias": {"1536": 1}}, "logit_bias"),
+        ({"logit_bias": {str(CONFIG["vocab_size"]): 1}}, "logit_bias"),
     ],
 )
 def test_what_cannot_be_done_is_a_400_that_names_the_parameter(

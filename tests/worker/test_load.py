@@ -15,6 +15,7 @@ from openai_gateway.errors import Crowded
 from openai_gateway.types import Defaults, ModelSpec, Share
 from openai_gateway.worker import memory, wire
 from openai_gateway.worker.load import Loaded, keep_wired_limit, load
+from tests.support import CONFIG
 from tests.worker import tiny
 
 DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
@@ -33,7 +34,7 @@ def weights(config: dict[str, Any]) -> int:
 def test_the_embedded_model_says_what_it_is() -> None:
     info = loaded(DEMO).info
     assert (info.architecture, info.reasoning, info.chat_template) == ("gpt_oss", "effort", True)
-    assert (info.context_length, info.vocab_size) == (32768, 1536)
+    assert (info.context_length, info.vocab_size) == (32768, CONFIG["vocab_size"])
     assert info.pid == os.getpid()
     stored: Any = mx.load(str(DEMO / "model.safetensors"))
     assert info.parameters == sum(value.size for value in stored.values())
