@@ -157,7 +157,7 @@ class Admission:
 def youngest(batches: Iterable[Decoding], readings: Iterable[Reading]) -> Row | Reading:
     """Who is put off when what runs has outgrown the memory.
 
-    The least urgent, of those one of whose owner has most, and of his the last that came.
+    One of the least urgent; among these, of the owner who has most rows; and of these, the last that came.
     """
     running: list[Row | Reading] = [row for batch in batches for row in batch.rows]
     running += readings
