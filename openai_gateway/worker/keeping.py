@@ -15,8 +15,10 @@ from openai_gateway.worker.snapshots import Snapshot
 
 logger = logging.getLogger(__name__)
 
-WORTH_KEEPING = 32
-"""Tokens that are to be added to a kept prefix; fewer are read again as fast as they are kept."""
+FEW = 8
+"""Fewer tokens than these are never added to a kept prefix: they are read again as fast as they are kept."""
+WORK = 1024
+"""Tokens to be added, times those up to their end, are the work to read them again: from here on they are added."""
 LARGE = 4096
 """Tokens whose keys and values are not held twice, not even until the first token is out."""
 
@@ -40,7 +42,7 @@ class Keeping:
 
     def part(self, reading: Reading) -> None:
         """What is read of a prompt that is in a cache of its own."""
-        if self._is_worth(reading):
+        if self._is_worth(reading.done - reading.cached, reading.done):
             # A copy that costs nothing before one of the two is written to; then it is one of everything.
             self._leave(reading, copy.deepcopy(reading.cache))
             if reading.done - reading.cached > LARGE:
@@ -48,12 +50,12 @@ class Keeping:
 
     def prompt(self, reading: Reading, batch: Decoding) -> None:
         """A prompt that was read together with others, and is in a batch with them now."""
-        if self._is_worth(reading):
+        if self._is_worth(reading.done - reading.cached, reading.done):
             self._leave(reading, batch.cache_of(reading.rows[0]))
 
     def row(self, row: Row, batch: Decoding) -> None:
         """All that the batch holds of a row; before it is taken out of there."""
-        if self._prefixes.keeping and row.stored - row.kept >= WORTH_KEEPING:
+        if self._is_worth(row.stored - row.kept, row.stored):
             cache, beyond = batch.cache_of(row), row.stored - len(row.tokens)
             for layer in cache if beyond > 0 else ():  # of a guess that went on behind the end
                 layer.trim(beyond)
@@ -89,8 +91,9 @@ class Keeping:
             logger.exception("a prefix cannot be written")
             return False
 
-    def _is_worth(self, reading: Reading) -> bool:
-        return self._prefixes.keeping and reading.done - reading.cached >= WORTH_KEEPING
+    def _is_worth(self, fresh: int, length: int) -> bool:
+        """Whether to keep the last `fresh` of so many tokens."""
+        return self._prefixes.keeping and fresh >= FEW and fresh * length >= WORK
 
     def _leave(self, reading: Reading, cache: Cache) -> None:
         self._leaving.append(Leaving(reading.job.owner, reading.tokens[: reading.done], cache, dict(reading.snapshots)))

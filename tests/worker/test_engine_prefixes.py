@@ -41,6 +41,17 @@ def test_the_next_turn_reads_only_what_is_new(shapes: dict[str, Loaded], shape: 
     assert session.started(2)[-1].cached_tokens >= 139 + 20
 
 
+@pytest.mark.parametrize(("length", "cached"), [(100, 111), (20, 0)])
+def test_a_short_answer_is_kept_where_it_would_be_work_to_read_it_again(
+    llama: Loaded, length: int, cached: int
+) -> None:
+    session = keeping(llama)
+    text = prompt(length)
+    text += session.ask(text, 12)
+    session.ask([*text, *prompt(5, 1)], 1)
+    assert session.started(1)[-1].cached_tokens == cached
+
+
 @pytest.mark.parametrize("shape", [*TRIMMABLE, "gpt_oss", "demo"])
 def test_a_prompt_sent_again_reads_its_last_token_only(shapes: dict[str, Loaded], shape: str) -> None:
     session = keeping(shapes[shape])
