@@ -1,8 +1,8 @@
 """Which models there are, which of them are loaded, and who is using them.
 
 A lease keeps a model loaded. Where `max_loaded_models` are, or those that are leave no memory for another, the least
-recently used one without a lease makes room. Models are loaded one after the other, and ten first requests at once load
-a model once.
+recently used one without a lease makes room. Models are downloaded beside each other and loaded one after the other,
+and ten first requests at once load a model once.
 """
 
 from __future__ import annotations
@@ -213,16 +213,24 @@ class Registry:
             await self._released(slot)
 
     async def _started(self, slot: Slot) -> Provider:
-        """A provider that can answer. One at a time: what this one takes is not there for the next."""
-        async with self._starting:
+        """A provider that can answer. From when its files are here it is the only one: what it takes is not there for
+        the next."""
+        async with contextlib.AsyncExitStack() as turn:
+            shares: list[Share] = []
+
+            async def share() -> Share:
+                if not shares:
+                    await turn.enter_async_context(self._starting)
+                shares.append(self._share(slot))
+                return shares[-1]
+
             while True:
-                share = self._share(slot)
-                provider = self.find(slot.spec.provider)(slot.spec, self.settings, share)
+                provider = self.find(slot.spec.provider)(slot.spec, self.settings)
                 try:
-                    slot.limit = (await provider.start()).memory_limit
+                    slot.limit = (await provider.start(share)).memory_limit
                     return provider
                 except Crowded:
-                    await self._make_room(slot, lambda: self._share(slot).taken < share.taken)  # noqa: B023, awaited
+                    await self._make_room(slot, lambda: self._share(slot).taken < shares[-1].taken)
 
     def _share(self, slot: Slot) -> Share:
         limits = [other.limit for other in self._others(slot) if other.limit]

@@ -6,7 +6,7 @@ stream of `Event`s. Both are frozen msgspec structs, so that the same values cro
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, Any, Literal, Protocol
 
 from msgspec import Meta, Struct
@@ -353,9 +353,12 @@ class Usage(Struct, frozen=True):
 class Provider(Protocol):
     """Where tokens come from. A provider serves one model, and outlives the process that runs it."""
 
-    async def start(self) -> ModelInfo:
-        """Load the model; returns when it can answer. Raises `errors.ModelFailed` when it cannot, `errors.Crowded`
-        when it could with fewer models beside it."""
+    async def start(self, share: Callable[[], Awaitable[Share]]) -> ModelInfo:
+        """Load the model; returns when it can answer.
+
+        `share` is called when the files are here, and returns when no other model is being loaded. Raises
+        `errors.ModelFailed` when the model cannot be loaded, `errors.Crowded` when it could with fewer beside it.
+        """
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[Event]:

@@ -41,7 +41,7 @@ class Scripted:
         self.stats = None
         self.restarts = 0
 
-    async def start(self) -> ModelInfo:
+    async def start(self, _: object) -> ModelInfo:
         self.info = ModelInfo(
             context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
             fill_in_the_middle=False, parameters=1, pid=1, revision=revision(Path(self.spec.path)),
@@ -376,7 +376,7 @@ async def test_what_was_asked_yesterday_is_not_kept_as_what_is_said_today(scene:
 
 
 async def test_answers_of_a_model_whose_files_nobody_knows_are_not_kept(scene: Scene) -> None:
-    scene.provider.info = replace(await scene.provider.start(), revision="")
+    scene.provider.info = replace(await scene.provider.start(None), revision="")
     assert [told(await scene.ask()) for _ in range(2)] == ["miss", "miss"]
 
 

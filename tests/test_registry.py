@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -28,17 +28,19 @@ class Counting:
     closing = 0.01
     """Seconds that unloading takes."""
 
-    def __init__(self, spec: ModelSpec, _: Settings, share: Share) -> None:
+    def __init__(self, spec: ModelSpec, _: Settings) -> None:
         self.spec = spec
-        self.share = share
         self.info: ModelInfo | None = None
 
-    async def start(self) -> ModelInfo:
+    async def start(self, share: Callable[[], Awaitable[Share]]) -> ModelInfo:
+        if self.spec.path == "far away":
+            await asyncio.sleep(3600)
+        given = await share()
         await asyncio.sleep(0.01)
         if self.spec.path == "broken":
             raise ModelFailed("it is broken")
         if self.spec.path.isdigit():  # gigabytes of weights
-            self.limit = memory.budget("auto", int(self.spec.path) * GB, self.share).limit
+            self.limit = memory.budget("auto", int(self.spec.path) * GB, given).limit
             type(self).promised += self.limit
             type(self).most_promised = max(self.most_promised, self.promised)
         self.log.append(f"+{self.spec.id}")
@@ -84,6 +86,18 @@ async def test_g35_ten_first_requests_at_once_load_a_model_once() -> None:
     models, seen = registry(spec("a"))
     await asyncio.gather(*(use(models, "a", 0.01) for _ in range(10)))
     assert seen.log == ["+a"]
+
+
+async def test_a_model_that_is_still_downloaded_holds_up_no_other() -> None:
+    models, seen = registry(spec("a", path="far away"), spec("b"), spec("c", path="broken"), max_loaded_models=3)
+    downloading = asyncio.create_task(use(models, "a"))
+    async with asyncio.timeout(5):
+        await use(models, "b")
+        with pytest.raises(ModelFailed):
+            await use(models, "c")
+    assert seen.log == ["+b"]
+    downloading.cancel()
+    await models.close()
 
 
 async def test_the_least_recently_used_model_makes_room() -> None:

@@ -13,7 +13,7 @@ PROVIDERS = {"mlx": "openai_gateway.providers.mlx:MLXProvider"}
 
 
 def find(name: str) -> Callable[..., Provider]:
-    """The class of a provider; it is called with a `ModelSpec`, the settings and the model's `Share`."""
+    """The class of a provider; it is called with a `ModelSpec` and the settings."""
     module, _, attribute = PROVIDERS.get(name, name).partition(":")
     try:
         return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

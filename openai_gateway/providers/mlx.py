@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from openai_gateway import blas
 from openai_gateway.errors import Crowded, ModelFailed, QueueFull, SlowClient, Unavailable, WorkerDied, named
@@ -36,10 +36,11 @@ class MLXProvider:
     one, which is there in the time that loading takes.
     """
 
-    def __init__(self, spec: ModelSpec, settings: Settings, share: Share = Share()) -> None:  # noqa: B008, a frozen value
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         self._spec = spec
         self._settings = settings
-        self._share = share
+        self._share = Share()
+        """What the first worker was given; those that replace it have the same."""
         # Pending while none runs, before the first one and between two; failed once this is closed.
         self._worker: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._supervisor: asyncio.Task[None] | None = None
@@ -59,9 +60,14 @@ class MLXProvider:
     def _running(self) -> Worker | None:
         return self._worker.result() if self._worker.done() and not self._worker.exception() else None
 
-    async def start(self) -> ModelInfo:
+    async def start(self, share: Callable[[], Awaitable[Share]]) -> ModelInfo:
         """Start the first worker; a model that cannot be loaded is the caller's to know, and is not tried again."""
-        worker = await Worker.spawn(self._spec, self._settings, self._share)
+
+        async def asked() -> Share:
+            self._share = await share()
+            return self._share
+
+        worker = await Worker.spawn(self._spec, self._settings, asked)
         if chosen := blas.choose(self._settings.blas):
             logger.info("%s multiplies matrices with %s", self._spec.id, chosen.summary)
         self._worker.set_result(worker)
@@ -117,10 +123,13 @@ class MLXProvider:
             logger.info("the worker of %s runs again (process %d)", self._spec.id, worker.info.pid)
 
     async def _replacement(self, attempts: itertools.count[int]) -> Worker:
+        async def same() -> Share:
+            return self._share
+
         for attempt in attempts:
             await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF) - 1)])
             try:
-                return await Worker.spawn(self._spec, self._settings, self._share)
+                return await Worker.spawn(self._spec, self._settings, same)
             except Exception:  # whatever it is, giving up would leave every later request without a worker
                 logger.exception("the worker of %s cannot be started; trying again", self._spec.id)
         raise AssertionError("unreachable: attempts never end")
@@ -150,8 +159,9 @@ class Worker:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     @classmethod
-    async def spawn(cls, spec: ModelSpec, settings: Settings, share: Share) -> Worker:
-        """Start a process and wait until it has loaded the model. Raises `ModelFailed`, `Crowded`."""
+    async def spawn(cls, spec: ModelSpec, settings: Settings, share: Callable[[], Awaitable[Share]]) -> Worker:
+        """Start a process and wait until it has loaded the model, with the `share` that there is when its files are
+        here. Raises `ModelFailed`, `Crowded`."""
         try:
             chosen = await asyncio.to_thread(blas.choose, settings.blas)
             process, ours = _start(spec, Logs.of(settings), chosen.environment if chosen else {})
@@ -159,25 +169,11 @@ class Worker:
             logger.error("no worker can be started for %s: %s", spec.id, error)
             raise ModelFailed(f"No worker can be started for `{spec.id}`; the server's log says why.") from error
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        engine = wire.Engine(
-            max_batch=settings.max_batch,
-            prefill_step=settings.prefill_step,
-            max_stall=settings.max_stall,
-            max_silence=settings.heartbeat_timeout / 4,
-            heartbeat=min(1.0, settings.heartbeat_timeout / 4),
-            wired_limit=settings.wired_limit,
-            memory=settings.memory,
-            quantization=settings.quantization,
-            share=share,
-            prefix_cache=settings.prefix_cache,
-            share_prefixes=settings.share_prefixes,
-            prefix_disk=settings.prefix_disk,
-            prefix_folder=str(settings.prefix_folder),
-        )
         try:
-            writer.write(wire.encode(wire.Load(spec, engine)))
+            writer.write(wire.encode(wire.Fetch(spec)))
             answer = await receive(reader)  # a download takes as long as it takes, and shows its progress
             if isinstance(answer, wire.Fetched):
+                writer.write(wire.encode(wire.Load(_engine(settings, await share()))))
                 async with asyncio.timeout(settings.load_timeout):
                     answer = await receive(reader)
             if isinstance(answer, wire.Broken) and answer.crowded:
@@ -276,6 +272,24 @@ class Worker:
         before = self._heard
         await asyncio.sleep(self._settings.heartbeat_timeout / 10)
         return self._heard != before
+
+
+def _engine(settings: Settings, share: Share) -> wire.Engine:
+    return wire.Engine(
+        max_batch=settings.max_batch,
+        prefill_step=settings.prefill_step,
+        max_stall=settings.max_stall,
+        max_silence=settings.heartbeat_timeout / 4,
+        heartbeat=min(1.0, settings.heartbeat_timeout / 4),
+        wired_limit=settings.wired_limit,
+        memory=settings.memory,
+        quantization=settings.quantization,
+        share=share,
+        prefix_cache=settings.prefix_cache,
+        share_prefixes=settings.share_prefixes,
+        prefix_disk=settings.prefix_disk,
+        prefix_folder=str(settings.prefix_folder),
+    )
 
 
 def _start(spec: ModelSpec, logs: Logs, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:

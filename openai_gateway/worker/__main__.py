@@ -41,33 +41,34 @@ def main(fd: int) -> None:
     sys.setswitchinterval(0.0005)
     sock = socket.socket(fileno=fd)
     incoming = wire.frames(sock)
-    order = next(map(wire.decode_to_worker, incoming), None)
-    if order is None:
+    wanted = next(map(wire.decode_to_worker, incoming), None)
+    if wanted is None:
         return  # the gateway is gone already
-    if not isinstance(order, wire.Load):
-        raise SystemExit("the first frame must say what to load")
-    arrivals = Arrivals()
+    if not isinstance(wanted, wire.Fetch):
+        raise SystemExit("the first frame must say what to fetch")
+    spec = wanted.spec
+    arrivals, orders = Arrivals(), queue.SimpleQueue[wire.Engine]()
     # From now on: a gateway that goes away takes with it a worker that is still loading, or downloading.
-    threading.Thread(target=_read, args=(incoming, arrivals), daemon=True).start()
+    threading.Thread(target=_read, args=(incoming, arrivals, orders), daemon=True).start()
 
     # Imports that take seconds, spent after the handshake.
     from openai_gateway.worker.build import build
     from openai_gateway.worker.load import fetch, keep_wired_limit, load
 
-    if not order.engine.wired_limit:
-        keep_wired_limit()
     try:
-        folder = fetch(order.spec)
+        folder = fetch(spec)
         _tell(sock, wire.Fetched())
-        spec = replace(order.spec, path=str(folder))
-        loaded = load(spec, order.engine)
-        engine = build(loaded, spec, order.engine)
+        spec, order = replace(spec, path=str(folder)), orders.get()
+        if not order.wired_limit:
+            keep_wired_limit()
+        loaded = load(spec, order)
+        engine = build(loaded, spec, order)
     except Crowded as error:
-        logger.info("cannot load %s: %s", order.spec.id, error)
+        logger.info("cannot load %s: %s", spec.id, error)
         _tell(sock, wire.Broken(error.message, crowded=True))
         raise SystemExit(1) from None
     except Exception as error:
-        logger.exception("cannot load %s", order.spec.id)
+        logger.exception("cannot load %s", spec.id)
         _tell(sock, wire.Broken(f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from None
     # What imports and loading made stays: looking through it again and again holds a step up for tens of milliseconds.
@@ -76,7 +77,7 @@ def main(fd: int) -> None:
     arrivals.prepare(loaded.prompts)
     _tell(sock, wire.Ready(loaded.info))
     with suppress(ConnectionError):
-        _serve(engine, arrivals.inbox, sock, order.engine.heartbeat)
+        _serve(engine, arrivals.inbox, sock, order.heartbeat)
 
 
 def _tell(sock: socket.socket, message: wire.FromWorker) -> None:
@@ -85,10 +86,12 @@ def _tell(sock: socket.socket, message: wire.FromWorker) -> None:
         sock.sendall(wire.encode(message))
 
 
-def _read(incoming: Iterator[bytes], arrivals: Arrivals) -> None:
+def _read(incoming: Iterator[bytes], arrivals: Arrivals, orders: queue.SimpleQueue[wire.Engine]) -> None:
     try:
         for frame in incoming:
             match wire.decode_to_worker(frame):
+                case wire.Load() as load:
+                    orders.put(load.engine)
                 case wire.Generate() as request:
                     arrivals.add(request)
                 case wire.Cancel() as cancel:

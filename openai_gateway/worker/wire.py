@@ -1,8 +1,9 @@
 """The frames between the gateway and a worker: typed messages in MessagePack behind a length, no pickle.
 
-A frame is a 4-byte big-endian length followed by that many bytes. The gateway opens with `Load`; the worker answers
-`Fetched`, then `Ready` (or at any point `Broken`, and ends). From then on it takes `Generate` and `Cancel`, and sends
-one `Step` for each pass of its loop; a `Step` without events is a heartbeat.
+A frame is a 4-byte big-endian length followed by that many bytes. The gateway opens with `Fetch`, which the
+worker answers with `Fetched`, and goes on with `Load`, answered with `Ready` (or at any point `Broken`, and the end).
+From then on the worker takes `Generate` and `Cancel`, and sends one `Step` for each pass of its loop; a `Step` without
+events is a heartbeat.
 """
 
 from __future__ import annotations
@@ -42,8 +43,15 @@ class Engine(Struct, frozen=True, kw_only=True):
     prefix_folder: str = ""
 
 
-class Load(Struct, frozen=True, tag="load"):
+class Fetch(Struct, frozen=True, tag="fetch"):
+    """Which model it is. Its files may have to be downloaded."""
+
     spec: ModelSpec
+
+
+class Load(Struct, frozen=True, tag="load"):
+    """Load it into memory now: nobody else does."""
+
     engine: Engine
 
 
@@ -57,7 +65,7 @@ class Cancel(Struct, frozen=True, tag="cancel"):
 
 
 class Fetched(Struct, frozen=True, tag="fetched"):
-    """The model's files are on this machine. What took as long as the network did is over, loading begins."""
+    """The model's files are on this machine: what takes as long as the network does is over."""
 
 
 class Ready(Struct, frozen=True, tag="ready"):
@@ -79,7 +87,7 @@ class Step(Struct, frozen=True, tag="step"):
     stats: Stats | None = None
 
 
-ToWorker = Load | Generate | Cancel
+ToWorker = Fetch | Load | Generate | Cancel
 FromWorker = Fetched | Ready | Broken | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -60,7 +60,7 @@ class Scripted:
 
     def __init__(self, *_: object) -> None: ...
 
-    async def start(self) -> ModelInfo:
+    async def start(self, _: object) -> ModelInfo:
         self.info = ModelInfo(
             context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
             fill_in_the_middle=False, parameters=1, pid=1, revision="1",

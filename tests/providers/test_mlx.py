@@ -221,11 +221,13 @@ def test_the_gateway_process_stays_small(gateway: Server) -> None:
 
 @pytest.mark.anyio
 async def test_a_model_with_no_memory_beside_others_is_told_from_one_that_fails() -> None:
-    provider = MLXProvider(
-        ModelSpec(id="m", path=str(ROOT / "openai_gateway" / "demo")), Settings(), Share(taken=10**18)
-    )
+    provider = MLXProvider(ModelSpec(id="m", path=str(ROOT / "openai_gateway" / "demo")), Settings())
+
+    async def share() -> Share:
+        return Share(taken=10**18)
+
     with pytest.raises(Crowded):
-        await provider.start()
+        await provider.start(share)
 
 
 @pytest.mark.anyio

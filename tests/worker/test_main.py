@@ -88,7 +88,7 @@ def started(path: Path, *, told: bool = True, **engine: Any) -> Iterator[Worker]
         try:
             worker = Worker(process, ours)
             if told:
-                worker.send(wire.Load(ModelSpec(id="m", path=str(path)), wire.Engine(**engine)))
+                worker.send(wire.Fetch(ModelSpec(id="m", path=str(path))), wire.Load(wire.Engine(**engine)))
             yield worker
         finally:
             process.kill()

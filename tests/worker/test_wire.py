@@ -54,7 +54,8 @@ ENTRY = TokenLogprob("\ufffd", b"\xe2\x80", -0.25, (("a", b"a", -0.25), ("b", b"
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Load(SPEC, wire.Engine(max_batch=3, heartbeat=0.5, wired_limit=True)),
+        wire.Fetch(SPEC),
+        wire.Load(wire.Engine(max_batch=3, heartbeat=0.5, wired_limit=True)),
         wire.Generate(0, CHAT),
         wire.Generate(2**40, CompletionRequest(model="m", prompt=(1, 2, 3), echo=True)),
         wire.Generate(1, CompletionRequest(model="m", prompt="text", suffix="end")),
