@@ -18,8 +18,9 @@ from pathlib import Path
 import msgspec
 
 from openai_gateway import blas
+from openai_gateway.address import Address
 from openai_gateway.bench.desk import Plan
-from openai_gateway.bench.load import Address, Failed
+from openai_gateway.bench.load import Failed
 from openai_gateway.bench.run import Contender, Remote, Step
 from openai_gateway.bench.server import Server, meet
 from openai_gateway.bench.sheet import THROUGHPUT, Page

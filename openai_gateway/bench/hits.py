@@ -14,8 +14,9 @@ from typing import cast
 
 import httptools
 
+from openai_gateway.address import Address
 from openai_gateway.bench.desk import Desk
-from openai_gateway.bench.load import Address, Failed, reason, send
+from openai_gateway.bench.load import Failed, reason, send
 from openai_gateway.bench.sheet import Metric
 
 LATENCY = Metric("kept answer", "ms")

@@ -7,16 +7,15 @@ Client and server often share the machine, so while an answer comes in, its byte
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, cast
-from urllib.parse import SplitResult, urlsplit
 
 import httptools
 import msgspec
+
+from openai_gateway.address import Address
 
 
 class Failed(Exception):
@@ -44,50 +43,6 @@ class Answer:
     @property
     def body(self) -> bytes:
         return b"".join(piece for _, piece in self.pieces)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server is. `url` is a base URL, such as http://localhost:8000/v1. Raises `ValueError`."""
-
-    url: str
-    key: str | None = None
-    trusted: ssl.SSLContext | None = None
-    """Whom to believe to be that server; by default, whom the system believes."""
-
-    def __post_init__(self) -> None:
-        try:
-            fine = self.parts.scheme in ("http", "https") and self.parts.hostname and self.port
-        except ValueError:  # brackets that do not close, a port that is no number
-            fine = False
-        if not fine:
-            raise ValueError(f"`{self.url}` is no base URL; one looks like http://localhost:8000/v1.")
-
-    @cached_property
-    def parts(self) -> SplitResult:
-        return urlsplit(self.url)
-
-    @cached_property
-    def port(self) -> int:
-        return self.parts.port or (443 if self.parts.scheme == "https" else 80)
-
-    @cached_property
-    def tls(self) -> ssl.SSLContext | None:
-        return (self.trusted or ssl.create_default_context()) if self.parts.scheme == "https" else None
-
-    def request(self, path: str, body: bytes | None, *, keep: bool = False) -> bytes:
-        """An HTTP/1.1 request; POST where there is a body. The connection serves this one only, unless it is kept."""
-        lines = [
-            f"{'GET' if body is None else 'POST'} {self.parts.path.rstrip('/')}{path} HTTP/1.1",
-            f"Host: {self.parts.netloc.rpartition('@')[2]}",
-            "Accept: text/event-stream, application/json",
-            f"Connection: {'keep-alive' if keep else 'close'}",
-        ]
-        if self.key:
-            lines.append(f"Authorization: Bearer {self.key}")
-        if body is not None:
-            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-        return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 
 class Exchange(asyncio.Protocol):

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from openai_gateway.bench.load import Address, Answer, Failed, complaint, read, send
+from openai_gateway.address import Address
+from openai_gateway.bench.load import Answer, Failed, complaint, read, send
 from openai_gateway.bench.prompts import QUESTION, Messages, Writer
 
 EXTRAS: dict[str, Any] = {"ignore_eos": True, "stream_options": {"include_usage": True}, "temperature": 0}

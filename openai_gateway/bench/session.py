@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from openai_gateway import blas
+from openai_gateway.address import Address
 from openai_gateway.bench.compare import Local, contenders
 from openai_gateway.bench.desk import Plan
-from openai_gateway.bench.load import Address
 from openai_gateway.bench.run import Contender, Remote, run, steps
 from openai_gateway.bench.scenarios import NAMES
 from openai_gateway.bench.server import Server, meet

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from openai.types import Model
     from rich.console import Console
 
-    from openai_gateway.bench.load import Address
+    from openai_gateway.address import Address
     from openai_gateway.settings import Settings, SettingsError
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
@@ -100,7 +100,7 @@ def locate(base_url: str | None, api_key: str | None = None) -> Address:
     The settings' key, and trust in their certificate, are for the settings' own address: a URL may stand in a variable
     that was set for somebody else's server.
     """
-    from openai_gateway.bench.load import Address
+    from openai_gateway.address import Address
 
     settings = read_settings()
     elsewhere = os.environ.get("OPENAI_API_KEY") if base_url else None

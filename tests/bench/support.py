@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from openai_gateway.bench.load import Address
+from openai_gateway.address import Address
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 Reply = Callable[[str, Any, asyncio.StreamWriter], Awaitable[None]]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.address import Address
 from openai_gateway.bench import hits
 from openai_gateway.bench import server as bench
 from openai_gateway.bench.desk import Desk, Plan
-from openai_gateway.bench.load import Address, Failed
+from openai_gateway.bench.load import Failed
 from openai_gateway.bench.prompts import Writer
 from openai_gateway.bench.server import meet
 from openai_gateway.bench.sheet import Sheet

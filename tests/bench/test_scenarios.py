@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.address import Address
 from openai_gateway.bench.desk import Desk, Plan
-from openai_gateway.bench.load import Address, Answer, Failed
+from openai_gateway.bench.load import Answer, Failed
 from openai_gateway.bench.prompts import Writer
 from openai_gateway.bench.run import Remote, Step
 from openai_gateway.bench.scenarios import longest_gap, stream

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from openai_gateway.bench.load import Address, Failed
+from openai_gateway.address import Address
+from openai_gateway.bench.load import Failed
 from openai_gateway.bench.server import Server, meet
 from tests.bench.support import DONE, HEAD, event, says, serving, whole
 

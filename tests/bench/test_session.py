@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from openai_gateway.address import Address
 from openai_gateway.bench.compare import Local
 from openai_gateway.bench.desk import Plan
-from openai_gateway.bench.load import Address
 from openai_gateway.bench.session import Place, Session
 from openai_gateway.bench.sheet import THROUGHPUT
 from tests.support import Server
