@@ -35,6 +35,10 @@ LEAP = "(?:[0-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[135
 YEAR = "(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 DATES = f"^(?:{LEAP}-02-29|{YEAR}-(?:02-(?:[01]|2[0-8])|0[13-9]|1))"
 """What llguidance's own form of a date leaves out: leap years, and that no calendar of Python has a year 0."""
+SECONDS = r"[^.]*(?:\.[0-9]{1,9}[^0-9].*)?$"
+"""And of a time: a bound on the digits of its seconds. Some models never come to the end of them."""
+PATTERNS = {"date": DATES, "time": f"^{SECONDS}", "date-time": DATES + SECONDS}
+"""What is asked of texts of these formats besides."""
 VALUES = frozenset({"const", "enum", "default", "examples", "example"})
 """Keywords with plain values behind them."""
 JOINING = frozenset({"anyOf", "oneOf", "$ref", "not", "if", "dependentSchemas"})
@@ -129,8 +133,8 @@ def _tidied(schema: Any, *, closing: bool, lenient: bool) -> Any:
         schema = {"anyOf" if key == "oneOf" else key: value for key, value in schema.items()}
     kept = {key: value for key, value in schema.items() if not _is_remark(key, value, lenient)}
     copy = {key: _kept(key, value, closing, lenient) for key, value in kept.items()}
-    if schema.get("format") in ("date", "date-time"):
-        copy.setdefault("pattern", DATES)
+    if isinstance(form := schema.get("format"), str) and form in PATTERNS:
+        copy.setdefault("pattern", PATTERNS[form])
     return copy | {"additionalProperties": False} if closing and _is_silent(schema) else copy
 
 

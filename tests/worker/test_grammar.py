@@ -110,6 +110,15 @@ def test_a_date_is_in_the_calendar(llama: Loaded, time: str) -> None:
         assert followed(llama, form, f'"{date}{time}"') is False, date
 
 
+@pytest.mark.parametrize("date", ["", "2024-02-29T"])
+def test_the_seconds_of_a_time_come_to_an_end(llama: Loaded, date: str) -> None:
+    form = of(llama, "json", {"type": "string", "format": "date-time" if date else "time"})
+    for time in ("10:00:00Z", "10:00:00+02:00", "10:00:00.5Z", "23:59:60.123456789-22:22"):
+        assert followed(llama, form, f'"{date}{time}"') is True, time
+    for time in ("10:00:00.1234567890Z", "10:00:00.Z", "10:00:00.1"):
+        assert followed(llama, form, f'"{date}{time}"') is False, time
+
+
 def nested(levels: int, wrap: Callable[[Any], Any]) -> Any:
     schema: Any = {"type": "string"}
     for _ in range(levels):
