@@ -156,10 +156,8 @@ class Decoding:
 
 def choose(logits: mx.array, rows: Sequence[Row], newest: mx.array | None) -> tuple[mx.array, list[Entries]]:
     """The next token of each row [B], from logits [B, V]; `newest` [B] are the tokens before them. Lazy."""
-    for place, row in enumerate(rows):
-        if row.penalties is not None:
-            part = slice(place, place + 1)
-            logits[part] = row.penalised(None if newest is None else newest[part], logits[part])
+    if any(row.penalties is not None for row in rows):
+        logits = _penalised(logits, rows, newest)
     allowed = _allowed(logits, rows)
     groups: defaultdict[Any, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
@@ -176,6 +174,17 @@ def choose(logits: mx.array, rows: Sequence[Row], newest: mx.array | None) -> tu
         row.sampled += 1
     asked = [place for place, row in enumerate(rows) if row.job.sampling.logprobs is not None]
     return tokens, [_entries(logits, tokens, rows, asked)] if asked else []
+
+
+def _penalised(logits: mx.array, rows: Sequence[Row], newest: mx.array | None) -> mx.array:
+    """Put together once: written into its place, each row would copy those of all others."""
+    places = [slice(place, place + 1) for place in range(len(rows))]
+    return mx.concatenate(
+        [
+            row.penalised(None if newest is None else newest[place], logits[place])
+            for row, place in zip(rows, places, strict=True)
+        ]
+    )
 
 
 def _allowed(logits: mx.array, rows: Sequence[Row]) -> dict[int, Allowed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.batch import Decoding, Scored
@@ -49,8 +50,15 @@ class Running:
 
     def step(self, batch: Decoding, *, alone: bool) -> list[tuple[Row, int, Scored | None]]:
         """The next token of each row of a batch, or the next ones of a row that has the engine for itself (`alone`)."""
-        guessed = self._guessed(batch) if alone and len(self.batches) == len(batch.rows) == 1 else []
-        return guessed or batch.step()
+        guesses = self._guesses(batch) if alone and len(self.batches) == len(batch.rows) == 1 else None
+        if guesses is None:
+            return batch.step()
+        (row,) = batch.rows
+        if guesses.due(row.tokens) and (guessed := self._guessed(row, guesses, batch)):
+            return guessed
+        said = batch.step()
+        guesses.stepped(monotonic())
+        return said
 
     def remove(self, batch: Decoding, rows: set[Row]) -> None:
         """Takes rows out of a batch, and keeps what its caches know of them."""
@@ -68,24 +76,28 @@ class Running:
     def _sweep(self) -> None:
         self.batches[:] = [batch for batch in self.batches if batch.rows]
 
-    def _guessed(self, batch: Decoding) -> list[tuple[Row, int, Scored | None]]:
-        """The newest tokens of a row where there was a guess at them; none where there was not."""
+    def _guesses(self, batch: Decoding) -> Speculation | None:
+        """Those of a row alone; None if it can have none."""
         (row,) = batch.rows
         if self._drafter is None or row.penalties or row.job.sampling.logprobs is not None:
-            return []
+            return None
         if row.guide is not None and row.guide.due(LONGEST + 1):
-            return []
+            return None
         if not self._limits.drafts(batch):
             row.guesses = None
-            return []
+            return None
         row.guesses = row.guesses or Speculation(self._drafter())
-        if not row.guesses.due():
-            return []
-        drafted = row.guesses.draft(row.tokens, batch.pending, row.job.max_tokens - row.sampled)
+        return row.guesses
+
+    def _guessed(self, row: Row, guesses: Speculation, batch: Decoding) -> list[tuple[Row, int, Scored | None]]:
+        """The newest tokens of a row where there was a guess at them; none where there was not."""
+        newest = batch.pending
+        begun = monotonic()
+        drafted = guesses.draft(row.tokens, newest, row.job.max_tokens - row.sampled)
         if not drafted:
             return []
         tokens = batch.leap(drafted)
-        row.guesses.learn(len(drafted), len(tokens) - 1)
+        guesses.learn(len(drafted), len(tokens) - 1, monotonic() - begun)
         self._totals["drafted_tokens"] += len(drafted)
         self._totals["accepted_tokens"] += len(tokens) - 1
         return [(row, token, None) for token in tokens]

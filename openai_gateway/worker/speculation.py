@@ -1,7 +1,7 @@
 """Guesses at the next tokens of a row that runs alone, for the model to check several of them in one pass.
 
-A guess costs little when it is wrong and a pass each when it is right; what the model says is the same. With a second
-row it does not pay any more: the passes are shared by then.
+To check a guess takes longer than a step, more so where a wider pass reads more experts; so both are timed. What the
+model says is the same. With a second row it does not pay any more: the passes are shared by then.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ def trimmable(caches: Cache) -> bool:
 class Drafter(Protocol):
     """Where guesses come from. One for each row."""
 
+    def is_hopeful(self, tokens: Sequence[int]) -> bool:
+        """Whether there may be a guess, once the token that follows `tokens` is known."""
+        ...
+
     def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
         """At most `count` tokens that may follow `tokens` and `newest`; `tokens` only grows from call to call.
 
@@ -51,13 +55,22 @@ class Lookup:
         self._ends: dict[tuple[int, ...], int] = {}
         """Where each run of `GRAM` tokens ended the last time."""
         self._indexed = GRAM
+        self._repeats = False
+        """Whether the last run that was indexed had been there before."""
 
-    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
+    def is_hopeful(self, tokens: Sequence[int]) -> bool:
         """Costs as much as there are new tokens; a long prompt is indexed over several calls."""
         indexed = min(len(tokens) + 1, self._indexed + MOST)
         for end in range(self._indexed, indexed):
-            self._ends[tuple(tokens[end - GRAM : end])] = end
+            run = tuple(tokens[end - GRAM : end])
+            self._repeats = run in self._ends
+            self._ends[run] = end
         self._indexed = max(GRAM, indexed)
+        return self._repeats and self._indexed > len(tokens)
+
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
+        """Where the newest tokens came up before, what followed them there."""
+        self.is_hopeful(tokens)
         if self._indexed <= len(tokens):
             return None
         found = self._ends.get((*tokens[len(tokens) + 1 - GRAM :], newest))
@@ -79,6 +92,10 @@ class DraftModel:
         self._cache = make_cache()
         self._size = size
         self._read: list[int] = []
+
+    def is_hopeful(self, _: Sequence[int]) -> bool:
+        """It always has something to say."""
+        return True
 
     def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int] | None:
         """Reads on from where the last call left off; what was wrong of the last guess is forgotten first."""
@@ -110,10 +127,10 @@ class DraftModel:
 
 
 class Speculation:
-    """How much to guess: more after guesses that came true, not at all for a while after those that came to nothing.
+    """How much to guess: more after guesses that came true, not at all for a while after those that did not pay.
 
-    A guess needs the newest token on the host, so that nothing is computed while it is read: in text that cannot be
-    guessed, even to try would cost.
+    A guess pays where single steps would have taken longer to say as much. It needs the newest token on the host, so
+    that nothing is computed while that is read: to try costs as well, and is left alone in text that is all new.
     """
 
     def __init__(self, drafter: Drafter) -> None:
@@ -121,11 +138,22 @@ class Speculation:
         self._length = 4
         self._failures = 0
         self._rest = 0
+        self._step: float | None = None
+        """Seconds that a step takes, of late."""
+        self._stepped: float | None = None
+        """When the last one had ended."""
 
-    def due(self) -> bool:
-        """Whether to guess at the next token. Called once for each, as tokens are what a rest is measured in."""
+    def due(self, tokens: Sequence[int]) -> bool:
+        """Whether to guess what follows. Called once for each token, as a rest is measured in those."""
         self._rest = max(0, self._rest - 1)
-        return self._rest == 0
+        return self._step is not None and self._rest == 0 and self._drafter.is_hopeful(tokens)
+
+    def stepped(self, now: float) -> None:
+        """Tell it when a step has ended, in seconds; those are what a guess has to be better than."""
+        if self._stepped is not None:
+            seconds = now - self._stepped
+            self._step = seconds if self._step is None else (3 * self._step + seconds) / 4
+        self._stepped = now
 
     def draft(self, tokens: Sequence[int], newest: int, most: int) -> list[int]:
         """The next guess, of at most `most` tokens; none when there is nothing to go by."""
@@ -136,9 +164,10 @@ class Speculation:
             self._fail()
         return drafted or []
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """Tell it what came of its last guess."""
-        if not accepted:
+    def learn(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Tell it what came of its last guess, and how long that took, from the drafting on."""
+        self._stepped = None  # the step behind this one has nothing to wait for
+        if not accepted or (self._step is not None and seconds >= (accepted + 1) * self._step):
             self._fail()
             self._length = max(1, self._length // 2)
             return

@@ -436,6 +436,9 @@ def test_a_model_that_raises_while_rows_decode_fails_those_of_that_batch(
 
 def test_a_drafter_that_raises_fails_its_request_alone(llama: Loaded) -> None:
     class Broken:
+        def is_hopeful(self, _: Sequence[int]) -> bool:
+            return True
+
         def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
             raise MemoryError
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from openai_gateway.types import ModelSpec
-from openai_gateway.worker import wire
+from openai_gateway.worker import running, wire
 from openai_gateway.worker.load import Loaded, load
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.speculation import (
@@ -28,6 +29,12 @@ from tests.worker import tiny
 from tests.worker.session import MEGABYTES, Session, alone, greedy, prompt
 
 
+@pytest.fixture(autouse=True)
+def paying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which every guess takes as long as a step, so that one pays if any token of it comes true."""
+    monkeypatch.setattr(running, "monotonic", itertools.count(0.0).__next__)
+
+
 class Oracle:
     """Guesses that come true up to a place of each, which is drawn anew every time."""
 
@@ -35,6 +42,9 @@ class Oracle:
         self._answer = [*answer]
         self._start = start
         self._random = random.Random(seed)
+
+    def is_hopeful(self, _: Sequence[int]) -> bool:
+        return True
 
     def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
         said = len(tokens) + 1 - self._start
@@ -263,6 +273,15 @@ def test_lookup_says_what_followed_the_last_time() -> None:
     assert lookup.draft(text, 4, 4) == [9, 1, 2, 3]
 
 
+def test_lookup_is_hopeful_where_the_newest_tokens_stood_before() -> None:
+    lookup = Lookup()
+    text = [1, 2, 3, 4, 5, 1, 2]
+    assert not lookup.is_hopeful(text)
+    for _ in range(2):
+        assert lookup.is_hopeful([*text, 3])
+    assert not lookup.is_hopeful([*text, 3, 9])
+
+
 @pytest.mark.parametrize("length", range(GRAM + 1))
 def test_lookup_has_nothing_to_say_about_a_text_that_is_too_short(length: int) -> None:
     assert Lookup().draft([7] * length, 8, 4) == []
@@ -327,20 +346,51 @@ class Fixed:
         self.asked: list[int] = []
         self._guess = guess
 
+    def is_hopeful(self, _: Sequence[int]) -> bool:
+        return True
+
     def draft(self, tokens: Sequence[int], newest: int, count: int) -> list[int]:
         self.asked.append(count)
         return [1] * min(self._guess, count)
+
+
+def measured(drafter: Drafter) -> Speculation:
+    """Guesses beside steps that take a second each."""
+    guesses = Speculation(drafter)
+    for now in (0.0, 1.0):
+        assert not guesses.due([])
+        guesses.stepped(now)
+    return guesses
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [(2.9, True), (3.1, False)])
+def test_a_guess_that_takes_longer_than_the_steps_that_it_spares_does_not_pay(seconds: float, pays: bool) -> None:
+    guesses = measured(Fixed(4))
+    for _ in range(PATIENCE):
+        assert guesses.due([])
+        guesses.learn(len(guesses.draft([], 0, 4)), 2, seconds)
+    assert guesses.due([]) is pays
+
+
+def test_a_step_is_timed_from_the_one_before_and_not_across_a_guess() -> None:
+    guesses = measured(Fixed(4))
+    guesses.learn(4, 4, 1.0)
+    for now in (100.0, 101.0):
+        guesses.stepped(now)
+    for _ in range(PATIENCE):
+        guesses.learn(4, 2, 3.1)
+    assert not guesses.due([])
 
 
 def test_guesses_grow_while_they_come_true_and_shrink_when_they_do_not() -> None:
     drafter = Fixed(100)
     guesses = Speculation(drafter)
     for _ in range(4):
-        guesses.learn(len(guesses.draft([], 0, 100)), drafter.asked[-1])
+        guesses.learn(len(guesses.draft([], 0, 100)), drafter.asked[-1], 1.0)
     assert drafter.asked == [4, 8, 16, LONGEST]
     for _ in range(5):
         guesses.draft([], 0, 100)
-        guesses.learn(drafter.asked[-1], 0)
+        guesses.learn(drafter.asked[-1], 0, 1.0)
     assert drafter.asked[4:] == [16, 8, 4, 2, 1]
     assert len(guesses.draft([], 0, 100)) == 1
 
@@ -355,17 +405,17 @@ def test_no_more_is_guessed_than_may_be_said() -> None:
 
 @pytest.mark.parametrize("guess", [0, 3])
 def test_attempts_that_come_to_nothing_are_given_a_rest(guess: int) -> None:
-    guesses = Speculation(Fixed(guess))
+    guesses = measured(Fixed(guess))
     for _ in range(PATIENCE):
-        assert guesses.due()
+        assert guesses.due([])
         if drafted := guesses.draft([], 0, 10):
-            guesses.learn(len(drafted), 0)
-    assert [guesses.due() for _ in range(REST)] == [False] * (REST - 1) + [True]
+            guesses.learn(len(drafted), 0, 1.0)
+    assert [guesses.due([]) for _ in range(REST)] == [False] * (REST - 1) + [True]
 
 
 def test_one_guess_that_comes_true_makes_up_for_those_before() -> None:
-    guesses = Speculation(Fixed(3))
+    guesses = measured(Fixed(3))
     for _ in range(3 * PATIENCE):
         for accepted in (0, 1):
-            assert guesses.due()
-            guesses.learn(len(guesses.draft([], 0, 10)), accepted)
+            assert guesses.due([])
+            guesses.learn(len(guesses.draft([], 0, 10)), accepted, 1.0)
