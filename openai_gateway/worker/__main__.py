@@ -26,6 +26,7 @@ from openai_gateway.errors import Crowded
 from openai_gateway.worker import wire
 from openai_gateway.worker.arrivals import Arrivals, Item, Refused
 from openai_gateway.worker.engine import Engine, Out
+from openai_gateway.worker.fatal import STATUS, DeviceFailed, advised
 from openai_gateway.worker.prompt import Job
 
 logger = logging.getLogger("openai_gateway.worker")
@@ -59,8 +60,7 @@ def main(fd: int) -> None:
         folder = fetch(spec)
         _tell(sock, wire.Fetched())
         spec, order = replace(spec, path=str(folder)), orders.get()
-        if not order.wired_limit:
-            keep_wired_limit()
+        keep_wired_limit()
         loaded = load(spec, order)
         engine = build(loaded, spec, order)
     except Crowded as error:
@@ -69,15 +69,20 @@ def main(fd: int) -> None:
         raise SystemExit(1) from None
     except Exception as error:
         logger.exception("cannot load %s", spec.id)
-        _tell(sock, wire.Broken(f"{type(error).__name__}: {error}"))
+        _tell(sock, wire.Broken(f"{type(error).__name__}: {advised(error)}"))
         raise SystemExit(1) from None
     # What imports and loading made stays: looking through it again and again holds a step up for tens of milliseconds.
     gc.collect()
     gc.freeze()
     arrivals.prepare(loaded.prompts)
     _tell(sock, wire.Ready(loaded.info))
-    with suppress(ConnectionError):
+    try:
         _serve(engine, arrivals.inbox, sock, order.heartbeat)
+    except ConnectionError:
+        pass
+    except DeviceFailed as failure:
+        logger.critical("the model cannot go on; this process ends, so that another takes over: %s", failure)
+        os._exit(STATUS)  # at once: to free what is on a device that has failed may take for ever
 
 
 def _tell(sock: socket.socket, message: wire.FromWorker) -> None:

@@ -21,6 +21,7 @@ from openai_gateway.worker.load import Loaded, computable, fetch
 from openai_gateway.worker.memory import Footprint, footprint, gigabytes, weight_bytes
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prefixes import Prefixes
+from openai_gateway.worker.sampling import Shape, draw, keys_at
 from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup, trimmable
 from openai_gateway.worker.spill import Spill
 
@@ -29,9 +30,13 @@ logger = logging.getLogger(__name__)
 PROBE = 'The quick brown fox, 12 lazy dogs: naïve café? {"a": [1, 2]}\n\tEnd.'
 """Text in which two tokenizers with equally many tokens would differ."""
 
+SOME = 33
+"""Tokens of the prompt that is tried: too many for the kernels that read one or a few."""
+
 
 def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
-    """Raises ValueError when the entry asks for what this model cannot do."""
+    """Raises ValueError when the entry asks for what this model cannot do, RuntimeError when a pass fails."""
+    _try_out(loaded)
     guessing = _guessing(loaded, spec)
     budget = replace(loaded.budget, weights=loaded.budget.weights + guessing.weights)
     kept = budget.kept(order.prefix_cache)
@@ -61,6 +66,19 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         make_cache=loaded.make_cache,
         drafter=guessing.drafter,
     )
+
+
+def _try_out(loaded: Loaded) -> None:
+    """Compute a little of all that answers need.
+
+    Metal compiles its kernels when they are needed first, and only computing tells whether memory really suffices.
+    """
+    model, cache = Float32(loaded.model), loaded.make_cache()
+    shape = Shape(temperature=1.0, top_k=0, top_p=0.95, min_p=0.0)
+    for count in (SOME, 1):
+        logits = model(mx.array([[0] * count]), cache)[:, -1]
+        mx.eval(draw(logits, shape, keys_at([0], [0])))
+    mx.clear_cache()
 
 
 def _spill(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Spill | None:

@@ -22,6 +22,7 @@ from openai_gateway.types import Delta, Echo, Event, Failed, Progress, Started, 
 from openai_gateway.worker.admission import Admission, Limits, youngest
 from openai_gateway.worker.batch import Decoding, Scored
 from openai_gateway.worker.detokenize import TokenTable
+from openai_gateway.worker.fatal import DeviceFailed, raise_if_fatal
 from openai_gateway.worker.keeping import Keeping
 from openai_gateway.worker.model import Cache, Float32
 from openai_gateway.worker.parse import TextPath
@@ -42,6 +43,9 @@ Out = tuple[int, Event]
 
 INTERNAL = GatewayError("The server failed on this request.")
 TRY_AGAIN = Unavailable("The model could not go on with this request; please try again.")
+
+MOST_FAILURES = 3
+"""Steps in a row that may fail."""
 
 
 class Engine:
@@ -87,6 +91,10 @@ class Engine:
         self._running = Running(self._limits, self._keeping, drafter, self._totals)
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
+        self._failed = False
+        """Whether something could not be computed in this step."""
+        self._failures = 0
+        """Steps in a row that failed, and gave no token."""
 
     @property
     def busy(self) -> bool:
@@ -115,14 +123,18 @@ class Engine:
         self._admission.waiting += [Reading(job, job.tokens, choices) for choices in parts]
 
     def cancel(self, id: int) -> None:
-        """Forget a request, wherever it is; what was read and generated is kept for who asks again. Never raises."""
+        """Forget a request, wherever it is; what was read and generated is kept for who asks again.
+
+        Raises `DeviceFailed` alone.
+        """
         try:
             for reading in self._prefill.readings:
                 if reading.job.id == id:
                     self._keeping.part(reading)
             for batch in list(self._running.batches):
                 self._running.remove(batch, {row for row in batch.rows if row.job.id == id})
-        except Exception:
+        except Exception as error:
+            raise_if_fatal(error)
             logger.exception("what request %d leaves cannot be kept", id)
         self._drop(id)
 
@@ -135,16 +147,31 @@ class Engine:
         self._running.drop(id)
 
     def step(self) -> list[Out]:
-        """One pass. Whatever goes wrong in it fails the requests concerned; it never raises."""
+        """One pass. What goes wrong in it fails the requests concerned, as long as others can be served.
+
+        Raises `DeviceFailed` when they cannot, or when it has looked like that for some steps.
+        """
         out: list[Out] = []
+        generated = self._totals["generated_tokens"]
+        if not self._stepped(out):
+            # Not in the handler: the traceback there keeps the arrays of the failed step in memory.
+            out += self._give_up()
+        fruitless = self._failed and self._totals["generated_tokens"] == generated
+        self._failures = self._failures + 1 if fruitless else 0
+        if self._failures == MOST_FAILURES:
+            raise DeviceFailed(f"{MOST_FAILURES} steps in a row have failed")
+        return out
+
+    def _stepped(self, out: list[Out]) -> bool:
+        self._failed = False
         try:
             self._step(out)
-            return out
-        except Exception:
+        except Exception as error:
+            raise_if_fatal(error)
             logger.exception("a step failed; every request in it is given up")
-        # Not in the handler: the traceback there keeps the arrays of the failed step in memory.
-        out += self._give_up()
-        return out
+            self._failed = True
+            return False
+        return True
 
     def _step(self, out: list[Out]) -> None:
         self._dropped.clear()
@@ -177,7 +204,9 @@ class Engine:
             return
         except GatewayError as refusal:
             error = refusal
-        except Exception:
+        except Exception as fault:
+            raise_if_fatal(fault)
+            self._failed |= isinstance(fault, RuntimeError | MemoryError)  # mlx's; any other is of this request alone
             logger.exception("requests %s failed in their own part of a step", [job.id for job in jobs])
         for job in jobs:
             self._drop(job.id)

@@ -6,7 +6,10 @@ import copy
 import logging
 from dataclasses import dataclass
 
+import mlx.core as mx
+
 from openai_gateway.worker.batch import Decoding
+from openai_gateway.worker.fatal import raise_if_fatal
 from openai_gateway.worker.model import Cache
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.reading import Reading
@@ -67,11 +70,15 @@ class Keeping:
             reading.snapshots[reading.done] = snapshot
 
     def settle(self) -> None:
-        """Keep what was left. Never raises: what cannot be kept is read again."""
+        """Keep what was left. Raises `DeviceFailed` alone: what cannot be kept is read again."""
+        if not self._leaving:
+            return
         try:
+            mx.synchronize()  # what the device failed in is thrown here, before any of it is kept
             for left in self._leaving:
                 self._prefixes.keep(left.owner, left.tokens, left.cache, left.snapshots | self._last(left))
-        except Exception:
+        except Exception as error:
+            raise_if_fatal(error)
             logger.exception("a prefix cannot be kept")
         finally:
             self._leaving.clear()
@@ -84,10 +91,14 @@ class Keeping:
         return {}
 
     def idle(self) -> bool:
-        """Write one kept run to disk, where that is wanted; whether there was one to write. Never raises."""
+        """Write one kept run to disk, where that is wanted; whether there was one to write.
+
+        Raises `DeviceFailed` alone.
+        """
         try:
             return self._prefixes.flush(1)
-        except Exception:
+        except Exception as error:
+            raise_if_fatal(error)
             logger.exception("a prefix cannot be written")
             return False
 

@@ -28,6 +28,8 @@ import mlx.core as mx
 import numpy as np
 from safetensors import TensorSpec, serialize
 
+from openai_gateway.worker.fatal import raise_if_fatal
+
 logger = logging.getLogger(__name__)
 
 FORMAT: Final = "openai-gateway prefix 2"
@@ -106,8 +108,9 @@ class Spill:
     def write(self, record: Record, arrays: dict[str, mx.array]) -> str | None:
         """The name of the file that is being written; None if it is too large, or too much waits already.
 
-        What cannot be written after all is found missing when it is read.
+        What cannot be written after all is found missing when it is read. Raises what the device has failed in.
         """
+        mx.synchronize()  # else a wrong prefix would be kept for good, with a checksum that is right
         nbytes = sum(x.nbytes for x in arrays.values())
         with self._lock:
             if nbytes > self._capacity or sum(size for size, _ in self._unwritten.values()) + nbytes > MOST_UNWRITTEN:
@@ -143,6 +146,7 @@ class Spill:
             if metadata.get("crc32") != str(_checksum({name: _tensor(x) for name, x in arrays.items()})):
                 raise ValueError("its checksum is wrong")
         except (OSError, RuntimeError) as error:
+            raise_if_fatal(error)
             raise ValueError(error) from error
         return arrays
 

@@ -46,13 +46,14 @@ class Calls:
     def __init__(self, model: Any) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.failures = 0
+        self.failure = RuntimeError("out of memory")
         self._model = model
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         self.shapes.append((tokens.shape[0], tokens.shape[1]))
         if self.failures:
             self.failures -= 1
-            raise RuntimeError("out of memory")
+            raise self.failure
         logits: mx.array = self._model(tokens, cache=cache)
         return logits
 

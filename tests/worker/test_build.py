@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -17,7 +18,7 @@ from openai_gateway.worker.load import load
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.speculation import DraftModel, Lookup
 from tests.worker import tiny
-from tests.worker.session import prompt
+from tests.worker.session import Calls, prompt
 
 ORDER = wire.Engine(memory=1 << 28)
 
@@ -44,6 +45,18 @@ def llama(tmp_path: Path) -> Path:
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
     return tiny.save(tmp_path / "other", tiny.QWEN3)
+
+
+def test_a_model_is_tried_out_before_it_is_served(llama: Path) -> None:
+    spec = ModelSpec(id="m", path=str(llama))
+    loaded = load(spec, ORDER)
+    model = Calls(loaded.model)
+    loaded = dataclasses.replace(loaded, model=model)
+    build(loaded, spec, ORDER)
+    assert model.shapes == [(1, 33), (1, 1)]
+    model.failures = 1
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build(loaded, spec, ORDER)
 
 
 # Guesses

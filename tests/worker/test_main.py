@@ -26,10 +26,11 @@ from openai_gateway.types import (
     Sampling,
     Started,
 )
-from openai_gateway.worker import wire
+from openai_gateway.worker import fatal, wire
 from tests.worker import tiny
 
-DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
+ROOT = Path(__file__).parent.parent.parent
+DEMO = ROOT / "openai_gateway" / "demo"
 EXPLODES = "{% for m in messages %}{{ m.content + missing }}{% endfor %}"
 
 
@@ -78,12 +79,12 @@ class Worker:
 
 
 @contextmanager
-def started(path: Path, *, told: bool = True, **engine: Any) -> Iterator[Worker]:
+def started(path: Path, *, told: bool = True, module: str = "openai_gateway.worker", **engine: Any) -> Iterator[Worker]:
     """A worker that was told what to load, if it was."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        command = [sys.executable, "-m", "openai_gateway.worker", str(theirs.fileno()), "tiny", "{}"]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-m", module, str(theirs.fileno()), "tiny", "{}"]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd=ROOT)
         theirs.close()
         try:
             worker = Worker(process, ours)
@@ -242,6 +243,22 @@ def test_a_model_that_cannot_be_loaded_is_said_to_be_broken(tmp_path: Path) -> N
         assert isinstance(message, wire.Broken)
         assert message.message
         assert worker.process.wait(30) == 1
+
+
+def test_a_worker_whose_device_fails_answers_nobody_any_more_and_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with started(tiny.save(tmp_path, tiny.LLAMA), module="tests.worker.failing") as worker:
+        worker.ready()
+        worker.send(wire.Generate(0, complete()))
+        worker.finish(0)
+        worker.send(wire.Generate(1, complete("x" * 30)))
+        with pytest.raises(StopIteration):
+            worker.finish(1)
+        assert worker.process.wait(30) == fatal.STATUS
+    assert 1 not in worker.events
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "Insufficient Memory" in line]
+    assert "lower `memory`" in line
 
 
 def test_g33_a_template_that_explodes_fails_its_requests_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""A worker whose device fails at a prompt of 30 tokens: `python -m tests.worker.failing FD MODEL LOGS`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+from unittest.mock import patch
+
+import mlx.core as mx
+
+from openai_gateway import logs
+from openai_gateway.worker.__main__ import main
+from openai_gateway.worker.model import Float32
+from tests.worker.test_fatal import NO_MEMORY
+
+forward = Float32.__call__
+
+
+def fail(model: Float32, tokens: mx.array, cache: Any) -> mx.array:
+    if tokens.shape[1] == 30:
+        raise RuntimeError(NO_MEMORY)
+    return forward(model, tokens, cache)
+
+
+if __name__ == "__main__":
+    logs.configure(logs.Logs.read(sys.argv[3]))
+    with patch.object(Float32, "__call__", fail):
+        main(int(sys.argv[1]))
