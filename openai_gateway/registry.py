@@ -233,9 +233,7 @@ class Registry:
                     await self._make_room(slot, lambda: self._share(slot).taken < shares[-1].taken)
 
     def _share(self, slot: Slot) -> Share:
-        limits = [other.limit for other in self._others(slot) if other.limit]
-        places = min(self.settings.max_loaded_models, len(self.specs)) - len(limits)
-        return Share(processes=self.settings.workers, taken=sum(limits), places=max(1, places))
+        return slot.share(self._slots, self._others(slot), self.settings)
 
     async def _make_room(self, slot: Slot, enough: Callable[[], bool]) -> None:
         """Unload what is idle until there is room for `slot`; waits while all is in use."""

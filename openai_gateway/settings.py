@@ -129,7 +129,9 @@ class Settings(BaseSettings):
     max_queue: Count = Field(256, description="Requests that may wait for a model; further ones get 429.")
     prefill_step: Count = Field(512, description="Most prompt tokens read between two decode steps.")
     memory: Memory = Field(
-        "auto", description="Bytes (or `12GB`) that a model may use; auto is 3/4 of this machine's, for all models."
+        "auto",
+        description="Bytes (or `12GB`) that a model may use; auto is 3/4 of this machine's for all models, and no more "
+        "than Metal keeps resident.",
     )
     quantization: Literal["auto", "none", "q8", "q4"] = Field(
         "auto", description="Bits of the weights; auto takes fewer where 16 would fill more than half of the memory."
@@ -139,7 +141,7 @@ class Settings(BaseSettings):
     )
     max_stall: Seconds = Field(0.2, description="Seconds, about, that reading prompts may hold up running answers.")
     wired_limit: bool = Field(
-        False, description="macOS: let mlx-lm raise Metal's wired memory limit; off, for it has caused kernel panics."
+        False, description="macOS: keep weights and their room wired in memory; off, for it has caused kernel panics."
     )
 
     max_n: Count = Field(16, description="Choices that one request may ask for.")

@@ -310,7 +310,11 @@ class Share(Struct, frozen=True, kw_only=True):
     taken: int = 0
     """Bytes that the other models which are loaded may use, those of this gateway."""
     places: int = 1
-    """Models among which what is left is divided, this one included."""
+    """Large models among which what is left is divided, this one included."""
+    small: int = 0
+    """Bytes of its own weight files, where it is a small model and large ones are listed as well."""
+    beside: tuple[int, ...] = ()
+    """Bytes of the weight files of small models that may be loaded beside it, and are not yet."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from openai_gateway.errors import Conflict, ModelFailed, ModelNotFound, Unavailable
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings
+from openai_gateway.slots import Slot
 from openai_gateway.types import Event, ModelInfo, ModelSpec, Request, Share
 from openai_gateway.worker import memory
 
@@ -39,8 +41,8 @@ class Counting:
         await asyncio.sleep(0.01)
         if self.spec.path == "broken":
             raise ModelFailed("it is broken")
-        if self.spec.path.isdigit():  # gigabytes of weights
-            self.limit = memory.budget("auto", int(self.spec.path) * GB, given).limit
+        if given.small or self.spec.path.isdigit():  # gigabytes of weights
+            self.limit = memory.budget("auto", given.small or int(self.spec.path) * GB, given).limit
             type(self).promised += self.limit
             type(self).most_promised = max(self.most_promised, self.promised)
         self.log.append(f"+{self.spec.id}")
@@ -337,6 +339,7 @@ async def test_a_dropped_model_holds_its_place_until_its_memory_is_free() -> Non
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 GB, 48 of which are for models; those of these tests have as many GB of weights as their paths say."""
     monkeypatch.setattr(memory, "machine", lambda: 64 * GB)
+    monkeypatch.setattr(memory, "resident", lambda: None)
     monkeypatch.setattr(memory, "OWN", memory.SHARED)
 
 
@@ -395,3 +398,61 @@ async def test_models_are_never_promised_more_memory_than_there_is() -> None:
             await asyncio.gather(*(use(models, name, 0.002) for name in "abcdeabcdeedcba"))
             await asyncio.sleep(0.022)  # into the midst of the unloading
     assert seen.most_promised <= 48 * GB
+
+
+def folder(path: Path, *sizes: int) -> str:
+    """Of a model with weight files of so many bytes, which take no room on disk, and a file that is none."""
+    path.mkdir()
+    for number, size in enumerate((*sizes, 10**10)):
+        with (path / (f"model-{number}.safetensors" if number < len(sizes) else "notes.bin")).open("wb") as file:
+            file.truncate(size)
+    return str(path)
+
+
+async def test_a_small_model_and_a_large_one_leave_each_other_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "machine", lambda: 16 * 2**30)
+    monkeypatch.setattr(memory, "resident", lambda: 11_453_251_584)
+    demo, large = spec("demo", path=folder(tmp_path / "demo", 3_000_000, 1_000_000)), spec("large", path="12")
+    models, seen = registry(large, demo, max_loaded_models=2)
+    for name in ("large", "demo", "large", "demo"):
+        await use(models, name)
+    assert seen.log == ["+large", "+demo"]
+    models, seen = registry(demo, large, max_loaded_models=2)
+    for name in ("demo", "large", "demo", "large"):
+        await use(models, name)
+    assert seen.loaded == {"demo", "large"}
+
+
+def shares(*specs: ModelSpec, loaded: Sequence[int] = (), most: int = 2) -> list[Share]:
+    """What each would be given now; those that are loaded may use 10 GB."""
+    slots = [Slot(each, limit=10 * GB if place in loaded else 0) for place, each in enumerate(specs)]
+    given = [slot.share(slots, [other for other in slots if other is not slot and other.limit], Settings(
+        max_loaded_models=most, workers=2)) for slot in slots]  # fmt: skip
+    assert {share.processes for share in given} == {2}
+    return given
+
+
+def test_small_models_are_no_places_where_there_are_large_ones(tmp_path: Path) -> None:
+    tiny = spec("tiny", path=folder(tmp_path / "tiny", 4))
+    small = spec("small", path=folder(tmp_path / "small", 600_000_000, 399_999_999))
+    large = spec("large", path=folder(tmp_path / "large", 600_000_000, 400_000_000))
+    hub, empty = spec("hub", path="somebody/something"), spec("empty", path=folder(tmp_path / "empty"))
+
+    def rows(given: list[Share]) -> list[tuple[int, int, tuple[int, ...]]]:
+        return [(share.places, share.small, share.beside) for share in given]
+
+    sizes = (999_999_999, 4)
+    assert rows(shares(large, tiny)) == [(1, 0, (4,)), (1, 4, ())]
+    assert rows(shares(tiny, small, hub)) == [(1, 4, ()), (1, sizes[0], ()), (1, 0, sizes[:1])]
+    assert rows(shares(tiny, small, large, most=3))[2] == (1, 0, sizes)
+    assert rows(shares(tiny, small, large, most=3, loaded=[0]))[2] == (1, 0, sizes[:1])
+    assert rows(shares(tiny, large, loaded=[0]))[1] == (1, 0, ())
+    assert rows(shares(tiny, large, hub, empty, most=3))[1:] == [(3, 0, (4,))] * 3
+    assert rows(shares(tiny, large, hub, loaded=[0]))[1:] == [(2, 0, ())] * 2
+    assert rows(shares(large, hub, tiny, loaded=[0]))[1] == (1, 0, ())
+    # Nothing large, or nothing beside it: as any other.
+    assert rows(shares(tiny)) == [(1, 0, ())]
+    assert rows(shares(tiny, small)) == [(2, 0, ())] * 2
+    assert rows(shares(tiny, large, most=1)) == [(1, 0, ())] * 2

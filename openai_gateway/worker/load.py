@@ -74,9 +74,11 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     budget = _fit(spec, engine, model)
     make_cache = quantize.caches(model, spec)
     footprint = memory.footprint(model, make_cache)
+    memory.keep_buffers(budget.reserve)
+    if engine.wired_limit and (reason := memory.keep_resident(budget)):
+        logger.warning("%s: %s", spec.id, reason)
     for _, value in tree_flatten(model.parameters()):
         mx.eval(value)  # one by one: what it was quantized from is gone before the next is read
-    memory.keep_buffers(budget.reserve)
     tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
     room = budget.room - budget.kept(engine.prefix_cache)
     prompts = _prompts(spec, folder, tokenizer, _flat(model, config), lambda most: footprint.longest(room, most))
@@ -112,7 +114,7 @@ def _fit(spec: ModelSpec, engine: wire.Engine, model: nn.Module) -> Budget:
     # Text is what stands in models.yaml, and has been made a number of by now.
     allowed = engine.memory if spec.memory is None else cast("int | Literal['auto']", spec.memory)
     wanted = spec.quantization or engine.quantization
-    before = memory.weight_bytes(model)
+    before, packed = memory.weight_bytes(model), quantize.packed(model)
     limit = memory.limit(allowed, engine.share.processes)
     level = quantize.choose(wanted, model, limit=limit, machine=memory.machine())
     if level != "none":
@@ -121,7 +123,11 @@ def _fit(spec: ModelSpec, engine: wire.Engine, model: nn.Module) -> Budget:
         logger.info("quantizing %s: %s, %s instead of %s", spec.id, level, now, memory.gigabytes(before))
     elif wanted in ("q4", "q8"):
         logger.info("%s is quantized already (%s), and stays as it is", spec.id, quantize.name(model))
-    return memory.budget(allowed, memory.weight_bytes(model), engine.share)
+    advice = "" if packed or level == "q4" else "set `quantization: q4`, "
+    budget = memory.budget(allowed, memory.weight_bytes(model), engine.share, advice=advice)
+    if slow := memory.paged(budget, engine.share.processes):
+        logger.warning("%s: %s", spec.id, slow)
+    return budget
 
 
 def _report(spec: ModelSpec, info: ModelInfo, budget: Budget, footprint: Footprint, apart: list[str]) -> None:
@@ -136,7 +142,10 @@ def _report(spec: ModelSpec, info: ModelInfo, budget: Budget, footprint: Footpri
 
 
 def keep_wired_limit() -> None:
-    """Stop mlx-lm from raising Metal's wired memory limit: under load that has panicked the kernel (mlx #3186)."""
+    """Stop mlx-lm from raising Metal's wired memory limit to the most there may be.
+
+    Under load that has panicked the kernel (mlx #3186); what is wired is for `memory.keep_resident`.
+    """
     # Not `mlx_lm.generate`, which is the function of that name.
     generate: Any = import_module("mlx_lm.generate")
     generate.maybe_set_recommended_wired_limit = lambda: None

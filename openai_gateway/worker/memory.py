@@ -29,6 +29,14 @@ RESERVE = 1 << 30
 """Bytes kept free for what a step computes with, and at most a quarter of what the weights leave."""
 BESIDE = 1.25
 """Times its weights are what a model needs, keys and values included; alone it is loaded with less as well."""
+SMALL_ROOM = 10**9
+"""Bytes that a small model beside large ones may use, besides `BESIDE` times its weights."""
+SPARED = 4
+"""Of the bytes that a large model's weights leave, at most one part in so many is set aside for small ones."""
+WIRED = 0.65
+"""Of the machine's memory: larger weights are not wired, for Macs with 16 GB have frozen."""
+LEFT = 8
+"""Of the machine's memory, one part in so many is not to be had by raising what Metal keeps resident."""
 PREFIXES = 4
 """Of the bytes for keys and values, one part in so many is for kept prefixes; the rest is for what runs."""
 
@@ -142,32 +150,107 @@ def machine() -> int:
 CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
-def limit(wanted: int | Literal["auto"], processes: int = 1) -> int:
-    """The bytes that models may use: those asked for, or a part of the device's, divided among so many gateways."""
+def resident() -> int | None:
+    """Bytes that Metal keeps resident for the whole machine, where there is Metal; the rest is paged in as it is used.
+
+    2/3 of the memory of smaller Macs, 3/4 of that of larger ones, or what `sysctl iogpu.wired_limit_mb` was set to.
+    """
+    size = mx.device_info().get("max_recommended_working_set_size")
+    return int(size) if size else None
+
+
+def _part() -> int:
+    """Bytes of the device's memory that may be for models at all."""
+    return int(machine() * (OWN if mx.cuda.is_available() else SHARED))
+
+
+def limit(wanted: int | Literal["auto"], processes: int = 1, weights: int = 0) -> int:
+    """The bytes that models may use: those asked for, or a part of the device's, divided among so many gateways.
+
+    That part is no more than Metal keeps resident, unless `weights` (in bytes) do not fit into that: then the model
+    is slow, but there.
+    """
     if wanted != "auto":
         return wanted
-    return int(machine() * (OWN if mx.cuda.is_available() else SHARED)) // processes
+    part = _part()
+    kept = min(part, resident() or part)
+    return (kept if weights < kept // processes else part) // processes
 
 
-def budget(wanted: int | Literal["auto"], weights: int, share: Share) -> Budget:
-    """What one model may use, which is given to no other as long as it is loaded.
+def budget(wanted: int | Literal["auto"], weights: int, share: Share, *, advice: str = "") -> Budget:
+    """What one model with so many bytes of weights may use, which is given to no other as long as it is loaded.
 
-    With `auto` that is an equal part for each place of what other models leave, or what the weights need if that is
-    more. A size that somebody wrote is not divided, and may be more than the part of the machine that is for models.
-    Raises MemoryError when the weights do not fit, `Crowded` when that is because of others.
+    With `auto` that is, of what other models leave,
+    - for a small model beside large ones, `BESIDE` times its weights and `SMALL_ROOM`, up to half of the memory for
+      models. Should that be taken it comes out of the rest of the machine's, so that none is unloaded for it;
+    - for any other, an equal part for each place, or what its weights need if that is more. What small models beside
+      it will take is set aside before.
+    A size that somebody wrote is not divided, and may be more than the part of the machine that is for models.
+    Raises MemoryError, with `advice` of what else to do, when the weights do not fit; `Crowded` when that is because
+    of others.
     """
-    most = limit(wanted, share.processes)
+    most = limit(wanted, share.processes, weights)
     if weights >= most:
-        whose = "the share of this machine's memory that models may use" if wanted == "auto" else "its `memory`"
-        raise MemoryError(
-            f"the weights take {gigabytes(weights)}, and {whose} is {gigabytes(most)}; "
-            "set `quantization: q4`, take a smaller or a quantized model, or set `memory` higher"
-        )
+        raise MemoryError(_too_large(wanted, weights, most, advice))
     needed = int(weights * BESIDE) if wanted == "auto" else most
-    free = (most if wanted == "auto" else machine() // share.processes) - share.taken
+    free = (most if wanted == "auto" and not share.small else machine() // share.processes) - share.taken
     if share.taken and needed > free:
         raise Crowded(f"it needs {gigabytes(needed)}, and other models leave {gigabytes(max(0, free))}")
-    return Budget(min(free, max(free // share.places, needed)) if wanted == "auto" else most, weights)
+    if wanted != "auto":
+        return Budget(most, weights)
+    free -= min(sum(map(_slice, share.beside)), max(0, free - weights) // SPARED)
+    part = min(_slice(share.small), most // 2) if share.small else free // share.places
+    return Budget(min(most, free, max(part, needed)), weights)
+
+
+def _slice(weights: int) -> int:
+    return int(weights * BESIDE) + SMALL_ROOM
+
+
+def _too_large(wanted: int | Literal["auto"], weights: int, most: int, advice: str) -> str:
+    whose = "the share of this machine's memory that models may use" if wanted == "auto" else "its `memory`"
+    command = raising(weights + RESERVE)
+    return (
+        f"the weights take {gigabytes(weights)}, and {whose} is {gigabytes(most)}; {advice}take a smaller model, "
+        f"or set `memory` higher{f' and run {command}' if command else ''}"
+    )
+
+
+def paged(budget: Budget, processes: int = 1) -> str | None:
+    """Why a model with this budget is slow on Metal, and what to do; None where all of it can stay resident."""
+    kept, used = resident(), budget.limit * processes
+    if kept is None or used <= kept:
+        return None
+    command = raising(used)
+    cure = f"run {command}, which holds until the next restart" if command else "set `memory` lower"
+    return (
+        f"Metal keeps {gigabytes(kept)} resident on this machine; the weights take {gigabytes(budget.weights)}, with "
+        f"keys and values up to {gigabytes(used)}. What is beyond is read in again for each token, which is slow: "
+        f"{cure}, or take a smaller model"
+    )
+
+
+def raising(size: int) -> str | None:
+    """The command after which Metal keeps `size` bytes resident, and all that `auto` allows; None where it is of no
+    use: without Metal, where as much is kept already, and where too little would be left for the system."""
+    kept, wanted = resident(), max(size, _part())
+    if kept is None or size <= kept or wanted > machine() - machine() // LEFT:
+        return None
+    return f"`sudo sysctl iogpu.wired_limit_mb={-(-wanted // 2**20)}`"
+
+
+def keep_resident(budget: Budget) -> str | None:
+    """Have Metal keep the weights and their room resident as long as this process lives; says why, where it does not.
+
+    Weights that take more than `WIRED` of the machine are left alone.
+    """
+    if (kept := resident()) is None:
+        return "`wired_limit` is for Metal, and nothing is wired on this machine"
+    if budget.weights > machine() * WIRED:
+        size, whole = gigabytes(budget.weights), gigabytes(machine())
+        return f"nothing is wired: a machine with {whole} may freeze when {size} of weights are"
+    mx.set_wired_limit(min(budget.weights + budget.room, kept))
+    return None
 
 
 def gigabytes(size: int) -> str:

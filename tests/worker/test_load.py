@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,69 @@ def test_a_model_for_which_others_leave_too_little_is_told_from_one_that_is_too_
         load(spec, wire.Engine(share=Share(taken=most)))
     with pytest.raises(MemoryError):
         load(spec, wire.Engine(memory=1000, share=Share(taken=most)))
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Makes this a Mac with so many bytes of memory, so many of which Metal keeps resident."""
+
+    def become(size: int, resident: int) -> None:
+        info = {"memory_size": size, "max_recommended_working_set_size": resident}
+        monkeypatch.setattr(mx, "device_info", lambda: info)
+
+    return become
+
+
+def test_weights_that_metal_does_not_keep_resident_are_loaded_and_warned_of_once(
+    tmp_path: Path, mac: Callable[[int, int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA)
+    size = loaded(folder).budget.weights
+    mac(2 * size, size // 2)
+    assert loaded(folder, quantization="none").budget.limit == size * 3 // 2
+    assert [record.levelname for record in caplog.records if "resident on this machine" in record.message] == [
+        "WARNING"
+    ]
+    caplog.clear()
+    mac(4 * size, 2 * size)
+    assert loaded(folder, quantization="none").budget.limit == 2 * size
+    assert "resident" not in caplog.text
+
+
+def test_buffers_are_bounded_and_memory_is_wired_before_weights_are_read(
+    tmp_path: Path, mac: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = ModelSpec(id="m", path=str(tiny.save(tmp_path, tiny.LLAMA | {"intermediate_size": 4096})))
+    mac(10**9, 7 * 10**8)
+    held, seen = mx.get_active_memory(), dict[str, tuple[int, int]]()
+    for place, name in ((memory, "keep_buffers"), (mx, "set_wired_limit")):
+        monkeypatch.setattr(
+            place, name, lambda size, name=name: seen.update({name: (size, mx.get_active_memory() - held)})
+        )
+    budget = load(spec, wire.Engine(wired_limit=True)).budget
+    sizes = {name: size for name, (size, _) in seen.items()}
+    assert sizes == {"keep_buffers": budget.reserve, "set_wired_limit": budget.weights + budget.room}
+    assert all(active < budget.weights / 10 for _, active in seen.values())
+    seen.clear()
+    load(spec, wire.Engine())
+    assert seen.keys() == {"keep_buffers"}
+    assert "wired" not in caplog.text
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="there it is done")
+def test_a_wired_limit_without_metal_is_answered_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(ModelSpec(id="m", path=str(tiny.save(tmp_path, tiny.LLAMA))), wire.Engine(wired_limit=True))
+    assert "m: `wired_limit` is for Metal" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("quantization", "stored", "advised"),
+    [("none", None, True), ("q8", None, True), ("q4", None, False), ("auto", None, False), ("none", 8, False)],
+)
+def test_fewer_bits_are_advised_only_to_a_model_that_could_have_them(
+    tmp_path: Path, quantization: Any, stored: int | None, advised: bool
+) -> None:
+    folder = tiny.save(tmp_path, tiny.LLAMA, quantization={"group_size": 32, "bits": stored} if stored else None)
+    with pytest.raises(MemoryError, match="take a smaller model") as caught:
+        loaded(folder, quantization=quantization, memory=1000)
+    assert ("quantization: q4" in str(caught.value)) is advised

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,27 @@ class Lone:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 GB, 48 of which are for models."""
-    monkeypatch.setattr(memory, "machine", lambda: 64 * GB)
+    monkeypatch.setattr(mx, "device_info", lambda: {"memory_size": 64 * GB})
     monkeypatch.setattr(memory, "OWN", memory.SHARED)
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes this a Mac that was sold with so many GB."""
+
+    def become(size: int, resident: int | None = None) -> None:
+        kept = resident or KEPT[size]
+        info = {"memory_size": size * 2**30, "max_recommended_working_set_size": kept, "resource_limit": 499_000}
+        monkeypatch.setattr(mx, "device_info", lambda: info)
+        monkeypatch.setattr(memory, "OWN", memory.SHARED)
+
+    return become
+
+
+KEPT = {16: 11_453_251_584, 24: 17_179_869_184, 32: 22_906_503_168, 64: 51_539_607_552}
+"""Bytes that Metal keeps resident on Macs with so many GB, as it comes."""
+GPT_OSS = 12_080_000_000
+DEMO = 3_573_264
 
 
 @pytest.mark.usefixtures("machine")
@@ -130,6 +150,23 @@ def test_models_beside_each_other_never_get_more_than_there_is(
 
 
 @pytest.mark.usefixtures("machine")
+def test_a_small_model_gets_its_slice_also_where_large_ones_have_all_and_at_most_half() -> None:
+    assert memory.budget("auto", GB // 2, Share(taken=48 * GB, small=GB // 2)).limit == 1_625_000_000
+    assert memory.budget("auto", GB // 2, Share(processes=16, small=GB // 2)).limit == 1_500_000_000
+    assert memory.budget("auto", 2 * GB, Share(small=GB)).limit == 2_500_000_000  # files that grow as they are loaded
+    with pytest.raises(Crowded):
+        memory.budget("auto", GB // 2, Share(taken=64 * GB, small=GB // 2))
+
+
+@pytest.mark.usefixtures("machine")
+def test_what_is_set_aside_for_small_models_leaves_large_ones_their_weights() -> None:
+    beside = (GB // 2, GB // 5)
+    assert memory.budget("auto", 12 * GB, Share(beside=beside)).limit == 48 * GB - 2_875_000_000
+    assert memory.budget("auto", 12 * GB, Share(beside=beside, places=2)).limit == (48 * GB - 2_875_000_000) // 2
+    assert memory.budget("auto", 46 * GB, Share(beside=beside)).limit == 47_500_000_000
+
+
+@pytest.mark.usefixtures("machine")
 def test_a_size_that_somebody_wrote_is_not_divided_but_others_keep_theirs() -> None:
     assert memory.budget(12 * GB, 3 * GB, Share(places=2)) == Budget(12 * GB, 3 * GB)
     assert memory.budget(16 * GB, 3 * GB, Share(taken=48 * GB)).limit == 16 * GB
@@ -148,9 +185,138 @@ def test_the_room_is_what_weights_and_a_reserve_leave() -> None:
 @pytest.mark.parametrize(("wanted", "whose"), [(GB, "`memory`"), ("auto", "share")])
 def test_weights_that_do_not_fit_are_refused_with_what_to_do(wanted: Any, whose: str) -> None:
     with pytest.raises(MemoryError, match=whose) as caught:
-        memory.budget(wanted, 10**15, Share(taken=1))
+        memory.budget(wanted, 10**15, Share(taken=1), advice="set `quantization: q4`, ")
     assert "1000000.0 GB" in str(caught.value)
-    assert "quantization: q4" in str(caught.value)
+    assert "set `quantization: q4`, take a smaller model, or set `memory` higher" in str(caught.value)
+    assert "sysctl" not in str(caught.value)
+
+
+# What Metal keeps resident
+
+
+@pytest.mark.parametrize(
+    ("size", "resident", "first", "then"),
+    [
+        (16, None, 12_683_676_416, 1_004_466_580),  # over what is kept; a quarter of what its weights leave is spared
+        (16, 12_884_901_888, 12_683_676_416, 1_004_466_580),  # after `sysctl iogpu.wired_limit_mb=12288`
+        (24, None, 16_175_402_604, 1_004_466_580),
+        (32, None, 21_902_036_588, 1_004_466_580),
+        (64, None, 50_535_140_972, 1_004_466_580),
+    ],
+)
+def test_a_large_model_gets_all_but_what_a_small_one_takes(
+    mac: Callable[..., None], size: int, resident: int | None, first: int, then: int
+) -> None:
+    mac(size, resident)
+    large = memory.budget("auto", GPT_OSS, Share(beside=(DEMO,)))
+    assert large.limit == first
+    small = memory.budget("auto", DEMO, Share(taken=first, small=DEMO))  # and the large one stays
+    assert small.limit == then
+    if size > 16:
+        assert first + then == KEPT[size]
+        assert memory.paged(large) is None
+
+
+@pytest.mark.parametrize(("size", "expected"), [(16, 12), (24, 16), (32, 64 // 3), (64, 48)])
+def test_models_may_use_what_metal_keeps_resident_up_to_three_quarters(
+    mac: Callable[..., None], size: int, expected: int
+) -> None:
+    mac(size)
+    assert memory.budget("auto", GPT_OSS, Share()).limit // 2**30 == expected
+    assert memory.limit("auto") == KEPT[size]
+    assert memory.limit("auto", 2) == KEPT[size] // 2
+    mac(size, size * 2**30)
+    assert memory.limit("auto") == size * 2**30 * 3 // 4
+
+
+def test_weights_that_metal_does_not_keep_resident_are_loaded_with_a_warning_that_says_the_cure(
+    mac: Callable[..., None],
+) -> None:
+    mac(16)
+    tight = memory.budget("auto", GPT_OSS, Share())
+    assert tight.limit == 12 * 2**30
+    said = str(memory.paged(tight))
+    for part in ("11.5 GB resident", "weights take 12.1 GB", "slow", "`sudo sysctl iogpu.wired_limit_mb=12288`"):
+        assert part in said
+    mac(16, 12 * 2**30)  # that was done
+    assert memory.budget("auto", GPT_OSS, Share()) == tight
+    assert memory.paged(tight) is None
+    with pytest.raises(MemoryError):
+        memory.budget("auto", 13 * GB, Share())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"), [(11 * GB, None), (14 * GB, "iogpu.wired_limit_mb=13352`"), (16 * GB, "set `memory` lower")]
+)
+def test_a_written_size_above_what_metal_keeps_resident_is_warned_of(
+    mac: Callable[..., None], wanted: int, said: str | None
+) -> None:
+    mac(16)
+    warning = memory.paged(memory.budget(wanted, GB, Share()))
+    assert (said is None and warning is None) or (said or "") in str(warning)
+
+
+@pytest.mark.parametrize(
+    ("weights", "command"), [(13 * GB, "and run `sudo sysctl iogpu.wired_limit_mb=13422`"), (15 * GB, None)]
+)
+def test_what_is_too_large_names_the_command_where_it_would_help(
+    mac: Callable[..., None], weights: int, command: str | None
+) -> None:
+    mac(16)
+    with pytest.raises(MemoryError) as caught:
+        memory.budget("auto", weights, Share())
+    assert "q4" not in str(caught.value)
+    assert str(caught.value).endswith(f"set `memory` higher{' ' + command if command else ''}")
+
+
+def test_without_metal_nothing_is_said_of_what_is_resident(monkeypatch: pytest.MonkeyPatch) -> None:
+    for info in ({"device_name": "EPYC"}, {"total_memory": 80 * GB, "free_memory": 79 * GB}):
+        monkeypatch.setattr(mx, "device_info", lambda info=info: info)
+        assert memory.resident() is None
+        assert memory.paged(Budget(10**15, GB)) is None
+
+
+# What is wired
+
+
+def wired(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], str | None]:
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "set_wired_limit", limits.append)
+    return limits, memory.keep_resident(budget)
+
+
+@pytest.mark.parametrize(
+    ("size", "budget", "expected"),
+    [
+        (64, Budget(40 * GB, GPT_OSS), 40 * GB - 2**30),  # weights and room, and not what is for activations
+        (64, Budget(60 * GB, GPT_OSS), KEPT[64]),
+        (24, Budget(16 * GB, GPT_OSS), 16 * GB - (16 * GB - GPT_OSS) // 4),
+    ],
+)
+def test_weights_and_their_room_are_wired(
+    mac: Callable[..., None], monkeypatch: pytest.MonkeyPatch, size: int, budget: Budget, expected: int
+) -> None:
+    mac(size)
+    assert wired(budget, monkeypatch) == ([expected], None)
+
+
+def test_weights_that_are_most_of_the_machine_are_not_wired(
+    mac: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac(16, 12 * 2**30)
+    limits, reason = wired(Budget(12 * 2**30, GPT_OSS), monkeypatch)
+    assert limits == []
+    assert "17.2 GB may freeze when 12.1 GB" in str(reason)
+
+
+@pytest.mark.usefixtures("machine")
+def test_nothing_is_wired_without_metal_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, reason = wired(Budget(12 * GB, GB), monkeypatch)
+    assert limits == []
+    assert "is for Metal" in str(reason)
+
+
+# The device
 
 
 @pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="other devices know their memory")
