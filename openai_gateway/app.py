@@ -215,13 +215,13 @@ def serve(settings: Settings, session_key: str | None = None) -> None:
     create_app(common, session_key)  # what is wrong with the settings is said once, and here
     certificate(common)
     _configure_logs(common, session_key)
-    with processes.listening(settings.host, settings.port) as listener:
-        status = processes.Processes(partial(_serve_share, common, session_key), settings.workers, listener).run()
+    with server.listening(settings.host, settings.port) as listeners:
+        status = processes.Processes(partial(_serve_share, common, session_key), settings.workers, listeners).run()
     if status:
         raise SystemExit(status)
 
 
-def _serve_share(settings: Settings, session_key: str | None, number: int, listener: socket.socket) -> None:
+def _serve_share(settings: Settings, session_key: str | None, number: int, listeners: list[socket.socket]) -> None:
     """One of several processes; what they cannot share is divided among them."""
     own = {
         "log_dir": settings.log_dir and settings.log_dir / str(number),
@@ -229,13 +229,13 @@ def _serve_share(settings: Settings, session_key: str | None, number: int, liste
         "prefix_disk": settings.prefix_disk // settings.workers,
     }
     try:
-        _serve_one(settings.model_copy(update=own), session_key, listener)
+        _serve_one(settings.model_copy(update=own), session_key, listeners)
     except (SettingsError, OSError) as error:
         logger.error("gateway process %d cannot serve: %s", number, error)
         raise SystemExit(processes.FAILED_START) from None
 
 
-def _serve_one(settings: Settings, session_key: str | None, listener: socket.socket | None = None) -> None:
+def _serve_one(settings: Settings, session_key: str | None, listeners: list[socket.socket] | None = None) -> None:
     app = create_app(settings, session_key)
     tls = certificate(settings)
     _configure_logs(settings, session_key)
@@ -257,7 +257,7 @@ def _serve_one(settings: Settings, session_key: str | None, listener: socket.soc
         drain_timeout=settings.drain_timeout,
         on_drain=app.state.health.drain,
         ready=_ready,
-        listener=listener,
+        listeners=listeners,
     )
 
 

@@ -29,16 +29,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 FAILED_START = 3
 """The exit status of what would fail again."""
 
-Work = Callable[[int, socket.socket], None]
-"""Serves on a socket, as number 0, 1, 2 …, until a signal ends it. It is pickled: a function of a module, or a
+Work = Callable[[int, list[socket.socket]], None]
+"""Serves on sockets, as number 0, 1, 2 …, until a signal ends it. It is pickled: a function of a module, or a
 `functools.partial` of one."""
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that processes can share. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, address = found[0][0], found[0][4]
-    return socket.create_server((str(address[0]), port), family=family, backlog=2048)
 
 
 @dataclass(slots=True)
@@ -55,9 +48,9 @@ class Place:
 class Processes:
     """Runs `work` in `count` processes, and replaces those that die."""
 
-    def __init__(self, work: Work, count: int, listener: socket.socket) -> None:
+    def __init__(self, work: Work, count: int, listeners: list[socket.socket]) -> None:
         self._work = work
-        self._listener = listener
+        self._listeners = listeners
         self._places = [Place(number) for number in range(count)]
         self._stopping = False
 
@@ -68,7 +61,8 @@ class Processes:
         status = 0
         while not self._stopping or any(place.process for place in self._places):
             if self._stopping:
-                self._listener.close()  # or the system would go on greeting those whom nobody serves any more
+                for listener in self._listeners:
+                    listener.close()  # or the system would go on greeting those whom nobody serves any more
             else:
                 self._start_due()
             sentinels = [place.process.sentinel for place in self._places if place.process]
@@ -91,7 +85,7 @@ class Processes:
     def _start_due(self) -> None:
         for place in self._places:
             if place.process is None and time.monotonic() >= place.due:
-                arguments = (self._work, place.number, self._listener)
+                arguments = (self._work, place.number, self._listeners)
                 process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
                 process.start()
                 place.process, place.started = process, time.monotonic()
@@ -112,10 +106,10 @@ class Processes:
         return False
 
 
-def _serve(work: Work, number: int, listener: socket.socket) -> None:
+def _serve(work: Work, number: int, listeners: list[socket.socket]) -> None:
     os.setsid()  # Ctrl-C is for the parent alone, which passes it on
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    work(number, listener)
+    work(number, listeners)
 
 
 def _end_with_parent() -> None:

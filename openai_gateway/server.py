@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,7 +26,16 @@ from starlette.types import ASGIApp
 from openai_gateway.bounds import Bounds, State
 from openai_gateway.connection import Connection
 
-__all__ = ["Bounds", "Server", "Tls", "run"]
+__all__ = ["Bounds", "Server", "Tls", "listening", "run"]
+
+LOCALHOST = ("127.0.0.1", "::1")
+"""What clients take `localhost` for: either of them first. On macOS the one that nobody listens on may be anybody's who
+listens on all addresses."""
+
+NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+MAC_FILES = 10_240
+"""Open files that macOS allows a process on any machine. It has a limit, but names none, and refuses what is above."""
 
 HURRY = 5.0
 """Seconds that the app's own shutdown gets once somebody has asked twice for the end."""
@@ -179,24 +189,48 @@ def run(
     on_drain: Callable[[], None] = lambda: None,
     ready: Callable[[str], None] | None = None,
     tls: Tls | None = None,
-    listener: socket.socket | None = None,
+    listeners: list[socket.socket] | None = None,
 ) -> None:
-    """Serves until a signal comes, then returns. Exits with status 3 where the app or the listening socket fails.
+    """Serves until a signal comes, then returns. Exits with status 3 where the app fails; raises what `listening` does.
 
-    `port` 0 takes a free one; a `listener` is served instead of either. Requests that still run `drain_timeout` seconds
-    after the signal are cut off.
+    `listeners` are served instead of `host` and `port`. Requests that still run `drain_timeout` seconds after the
+    signal are cut off.
     """
     bounds = _within_descriptors(bounds or Bounds())
-    Server(
-        app,
-        host=host,
-        port=port,
-        bounds=bounds,
-        drain_timeout=drain_timeout,
-        on_drain=on_drain,
-        ready=ready,
-        tls=tls,
-    ).run([listener] if listener is not None else None)
+    with contextlib.nullcontext(listeners) if listeners else listening(host, port) as sockets:
+        Server(
+            app,
+            host=host,
+            port=port,
+            bounds=bounds,
+            drain_timeout=drain_timeout,
+            on_drain=on_drain,
+            ready=ready,
+            tls=tls,
+        ).run(sockets)
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Sockets, which processes can share, at each address of a host; all of them on one port, a free one where it is 0.
+
+    Raises OSError where one of them is taken.
+    """
+    names = LOCALHOST if host.lower() in ("localhost", "127.0.0.1") else (host,)
+    flags = socket.AI_PASSIVE
+    found = [each for name in names for each in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)]
+    sockets: list[socket.socket] = []
+    with contextlib.ExitStack() as opened:
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                sock = socket.create_server((address[0], port, *address[2:]), family=family, backlog=2048)
+            except OSError as error:
+                if not sockets or error.errno not in NO_IPV6:
+                    raise
+            else:
+                sockets.append(opened.enter_context(sock))
+                port = sock.getsockname()[1]
+        yield sockets
 
 
 def _within_descriptors(bounds: Bounds) -> Bounds:
@@ -205,9 +239,11 @@ def _within_descriptors(bounds: Bounds) -> Bounds:
     wanted = bounds.max_connections + bounds.max_refusals + spare
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        for limit in (min(allowed, MAC_FILES), allowed):
+            if limit > soft:
+                with contextlib.suppress(OSError, ValueError):
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         available = max(soft // 2, soft - bounds.max_refusals - spare)
         bounds = replace(bounds, max_connections=min(bounds.max_connections, available))

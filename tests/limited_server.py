@@ -28,7 +28,7 @@ from openai_gateway.access.keys import KeyStore
 from openai_gateway.access.policy import quotas_of
 from openai_gateway.access.store import Store
 from openai_gateway.access.throttle import Throttle
-from openai_gateway.processes import Processes, listening
+from openai_gateway.processes import Processes
 from openai_gateway.settings import Settings
 
 KEY = "sk-the-key-of-a-test"
@@ -58,7 +58,7 @@ async def hold(http: Request) -> Response:
     return Response()
 
 
-def serve(folder: Path, processes: int, redis_url: str | None, number: int, listener: socket.socket) -> None:
+def serve(folder: Path, processes: int, redis_url: str | None, number: int, listeners: list[socket.socket]) -> None:
     """One of the processes. The wait for Redis is long, for what is tested is not how busy this machine is."""
     settings = Settings(
         rate_limits="on",
@@ -78,13 +78,13 @@ def serve(folder: Path, processes: int, redis_url: str | None, number: int, list
     )  # fmt: skip
     server.run(
         app,
-        listener=listener,
+        listeners=listeners,
         ready=lambda _: say(f"{number} serves"),
         on_drain=lambda: say(f"{number} drains"),
     )
 
 
-def fail(_: int, __: socket.socket) -> None:
+def fail(_: int, __: list[socket.socket]) -> None:
     """As an app that cannot start."""
     sys.exit(3)
 
@@ -92,9 +92,9 @@ def fail(_: int, __: socket.socket) -> None:
 def main(folder: str, processes: str, redis_url: str | None = None) -> int:
     """Exits with what the processes end with."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have started them with nohup
-    with listening("127.0.0.1", 0) as listener:
-        say(str(listener.getsockname()[1]))
-        return Processes(partial(serve, Path(folder), int(processes), redis_url), int(processes), listener).run()
+    with server.listening("127.0.0.1", 0) as listeners:
+        say(str(listeners[0].getsockname()[1]))
+        return Processes(partial(serve, Path(folder), int(processes), redis_url), int(processes), listeners).run()
 
 
 if __name__ == "__main__":

@@ -18,12 +18,25 @@ from typing import Any
 
 import httpx2
 import psutil
+import pytest
 from openai import OpenAI
 
 ROOT = Path(__file__).parent.parent
 MODEL = "gateway-demo"
 CONFIG: dict[str, Any] = json.loads((ROOT / "openai_gateway/demo/config.json").read_text())
 """Of that model."""
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has an IPv6 address of its own; containers often have none."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from openai_gateway.access.permissions import OPEN, needed
 from openai_gateway.app import _serve_share, certificate, create_app
-from openai_gateway.processes import listening
+from openai_gateway.server import listening
 from openai_gateway.settings import Settings, SettingsError
 from tests.support import MODEL, Guarded, Server, running
 
@@ -145,8 +145,8 @@ def test_one_of_several_processes_that_cannot_serve_says_so_in_one_line_and_is_n
     settings = Settings(
         key_store=tmp_path / "keys.db", tls_certificate=tmp_path / "no.pem", tls_key=tmp_path / "no.key"
     )
-    with listening("127.0.0.1", 0) as listener, pytest.raises(SystemExit) as ended:
-        _serve_share(settings, None, 1, listener)
+    with listening("127.0.0.1", 0) as listeners, pytest.raises(SystemExit) as ended:
+        _serve_share(settings, None, 1, listeners)
     assert ended.value.code == 3
     (record,) = caplog.records
     assert record.getMessage().startswith(f"gateway process 1 cannot serve: tls_certificate: {tmp_path}/no.pem")

@@ -17,10 +17,9 @@ import httpx2
 import psutil
 import pytest
 
-from openai_gateway.processes import listening
 from tests.limited_server import KEY
 from tests.redis_server import running_redis
-from tests.support import ROOT
+from tests.support import ROOT, ipv6
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +107,14 @@ def test_a_process_that_dies_is_replaced_the_others_go_on_and_a_signal_ends_them
         assert not any(psutil.pid_exists(child) for child in children)
 
 
+@ipv6
+def test_all_of_them_are_reached_by_either_address_of_localhost(tmp_path: Path) -> None:
+    with running(tmp_path, processes=2) as program:
+        port = program.url.rpartition(":")[2]
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx2.get(f"http://{host}:{port}/v1/models", headers=HEADERS, timeout=20).status_code == 200
+
+
 async def test_who_comes_while_they_drain_is_refused_at_once(tmp_path: Path) -> None:
     with running(tmp_path, processes=2) as program:
         address = ("127.0.0.1", int(program.url.rpartition(":")[2]))
@@ -150,16 +157,10 @@ def test_none_of_them_outlives_the_one_that_started_them(tmp_path: Path) -> None
 def test_what_would_fail_again_is_not_tried_again() -> None:
     program = (
         "import sys\n"
-        "from openai_gateway.processes import Processes, listening\n"
+        "from openai_gateway.processes import Processes\n"
+        "from openai_gateway.server import listening\n"
         "from tests.limited_server import fail\n"
-        "with listening('127.0.0.1', 0) as listener:\n"
-        "    sys.exit(Processes(fail, 2, listener).run())\n"
+        "with listening('127.0.0.1', 0) as listeners:\n"
+        "    sys.exit(Processes(fail, 2, listeners).run())\n"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 3
-
-
-def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
-    with listening("127.0.0.1", 0) as first, pytest.raises(OSError, match="in use"):
-        listening("127.0.0.1", first.getsockname()[1])
-    with listening("localhost", 0) as named:
-        assert named.family in (socket.AF_INET, socket.AF_INET6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import subprocess
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 
-from openai_gateway.server import Bounds, Server
+from openai_gateway import server as server_module
+from openai_gateway.server import Bounds, Server, listening
+from tests.support import ipv6
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,8 +77,8 @@ class Process:
         assert self.child.stdout is not None
         return self.child.stdout.readline().strip()
 
-    def ask(self, path: str) -> socket.socket:
-        client = self.clients.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=8))
+    def ask(self, path: str, host: str = "127.0.0.1") -> socket.socket:
+        client = self.clients.enter_context(socket.create_connection((host, self.port), timeout=8))
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         return client
 
@@ -227,15 +230,62 @@ def test_a_second_signal_also_ends_an_app_that_does_not_end_itself() -> None:
         assert server.end()[0] == 0
 
 
-def test_a_port_that_is_taken_ends_the_process_with_a_status_and_a_reason() -> None:
+@ipv6
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "LOCALHOST"])
+def test_this_machine_is_listened_on_at_both_of_its_addresses_and_one_port(host: str) -> None:
+    with listening(host, 0) as sockets:
+        assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1", "::1"]
+        assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    with listening("::1", 0) as sockets:
+        assert [sock.getsockname()[0] for sock in sockets] == ["::1"]
+
+
+@ipv6
+def test_the_default_host_is_served_whichever_address_a_client_takes_for_localhost() -> None:
+    with running() as server:
+        for host in ("127.0.0.1", "::1"):
+            assert read_body(server.ask("/", host)) == b"ok"
+
+
+@ipv6
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_at_either_address_is_said_before_anything_starts(host: str) -> None:
+    with listening(host, 0) as (first, *_), pytest.raises(OSError, match="in use.*" + host):
+        listening("127.0.0.1", first.getsockname()[1]).__enter__()
+
+
+def test_a_server_whose_port_is_taken_starts_no_app() -> None:
     with running() as first:
         program = PROGRAM.replace("port=0", f"port={first.port}")
         second = subprocess.run(
             [sys.executable, "-c", program, "1"], cwd=ROOT, capture_output=True, text=True, timeout=8, check=False
         )
-    assert second.returncode == 3
-    assert second.stdout == "app ended\n"
-    assert "address already in use" in second.stderr
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "Address already in use" in second.stderr
+
+
+def test_a_machine_without_ipv6_is_served_at_its_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Those who do not have it say so when a socket is bound.
+    monkeypatch.setattr(server_module, "LOCALHOST", ("127.0.0.1", "2001:db8::1"))
+    with listening("localhost", 0) as sockets:
+        assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1"]
+    with pytest.raises(OSError, match="2001:db8::1"), listening("2001:db8::1", 0):
+        pass
+
+
+def test_g49_where_the_system_refuses_so_many_open_files_it_is_asked_for_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(256, resource.RLIM_INFINITY)]
+
+    def as_on_a_mac(kind: int, wanted: tuple[int, int]) -> None:
+        if wanted[0] > 61_440:
+            raise ValueError("current limit exceeds maximum limit")
+        limits.append(wanted)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", as_on_a_mac)
+    bounds = server_module._within_descriptors(Bounds(max_connections=100_000, max_refusals=100))
+    assert bounds.max_connections == 10_240 - 100 - 128
+    assert server_module._within_descriptors(Bounds(max_connections=50_000)).max_connections == 50_000
 
 
 def test_g49_connections_are_capped_below_the_limit_on_open_files() -> None:

@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import NamedTuple
 
 from openai_gateway import blas
 from openai_gateway.errors import Crowded, ModelFailed, QueueFull, SlowClient, Unavailable, WorkerDied, named
 from openai_gateway.logs import Logs
+from openai_gateway.providers.process import explain, kill, order, receive, start
+from openai_gateway.providers.suspects import Suspects
 from openai_gateway.providers.unread import Unread
 from openai_gateway.settings import Settings
 from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Share, Stats
@@ -44,6 +44,7 @@ class MLXProvider:
         # Pending while none runs, before the first one and between two; failed once this is closed.
         self._worker: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._supervisor: asyncio.Task[None] | None = None
+        self._suspects = Suspects()
         self.restarts = 0
 
     @property
@@ -86,6 +87,7 @@ class MLXProvider:
                         yield event
                 return
             except WorkerDied:
+                self._suspects.check(request)
                 if accepted or last:  # it died of something else than this request: the next one may have it
                     raise
 
@@ -108,7 +110,7 @@ class MLXProvider:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
         if worker is not None:
-            await worker.end("the model was unloaded")
+            await worker.end()
 
     async def _supervise(self, worker: Worker) -> None:
         attempts = itertools.count()
@@ -116,7 +118,10 @@ class MLXProvider:
             await worker.gone()
             if worker.answered:
                 attempts = itertools.count()
+            self._suspects.died(worker.running)
+            # Before the end, so that what it fails finds the next worker, not this one again.
             self._worker = asyncio.get_running_loop().create_future()
+            await worker.end()
             worker = await self._replacement(attempts)
             self._worker.set_result(worker)
             self.restarts += 1
@@ -135,6 +140,13 @@ class MLXProvider:
         raise AssertionError("unreachable: attempts never end")
 
 
+class Pending(NamedTuple):
+    """What a worker is answering."""
+
+    request: Request
+    events: Unread
+
+
 class Worker:
     """One worker process, from the moment it is ready until it is gone."""
 
@@ -149,12 +161,13 @@ class Worker:
         self.info = info
         self.stats = Stats()
         self.answered = False
+        self._ended = False
         self._process = process
         self._reader = reader
         self._writer = writer
         self._settings = settings
         self._ids = itertools.count()
-        self._pending: dict[int, Unread] = {}
+        self._pending: dict[int, Pending] = {}
         self._heard = time.monotonic()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
@@ -164,41 +177,47 @@ class Worker:
         here. Raises `ModelFailed`, `Crowded`."""
         try:
             chosen = await asyncio.to_thread(blas.choose, settings.blas)
-            process, ours = _start(spec, Logs.of(settings), chosen.environment if chosen else {})
+            process, ours = start(spec, Logs.of(settings), chosen.environment if chosen else {})
         except (OSError, ValueError) as error:
             logger.error("no worker can be started for %s: %s", spec.id, error)
             raise ModelFailed(f"No worker can be started for `{spec.id}`; the server's log says why.") from error
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        try:
-            writer.write(wire.encode(wire.Fetch(spec)))
-            answer = await receive(reader)  # a download takes as long as it takes, and shows its progress
-            if isinstance(answer, wire.Fetched):
-                writer.write(wire.encode(wire.Load(_engine(settings, await share()))))
-                async with asyncio.timeout(settings.load_timeout):
-                    answer = await receive(reader)
+        async with contextlib.AsyncExitStack() as failing:
+            failing.push_async_callback(kill, process)
+            failing.callback(writer.close)
+            try:
+                writer.write(wire.encode(wire.Fetch(spec)))
+                answer = await receive(reader)  # a download takes as long as it takes, and shows its progress
+                if isinstance(answer, wire.Fetched):
+                    writer.write(wire.encode(wire.Load(order(settings, await share()))))
+                    async with asyncio.timeout(settings.load_timeout):
+                        answer = await receive(reader)
+            except TimeoutError as error:  # an OSError as well, hence first
+                raise ModelFailed(f"The model `{spec.id}` took too long to load.") from error
+            except (EOFError, OSError) as error:
+                await explain(process)
+                raise ModelFailed(f"The worker of `{spec.id}` ended while it loaded the model.") from error
             if isinstance(answer, wire.Broken) and answer.crowded:
                 raise Crowded(f"There is no memory for `{spec.id}` beside other models; please try again.")
             if not isinstance(answer, wire.Ready):
                 raise ModelFailed(f"The model `{spec.id}` cannot be loaded; the server's log says why.")
-            return cls(process, reader, writer, answer.info, settings)
-        except BaseException as error:
-            process.kill()
-            writer.close()
-            await asyncio.to_thread(process.wait)
-            if isinstance(error, TimeoutError):  # an OSError as well, hence first
-                raise ModelFailed(f"The model `{spec.id}` took too long to load.") from error
-            if isinstance(error, EOFError | OSError):
-                raise ModelFailed(f"The worker of `{spec.id}` ended while it loaded the model.") from error
-            raise
+            failing.pop_all()
+        return cls(process, reader, writer, answer.info, settings)
+
+    @property
+    def running(self) -> list[Request]:
+        """What it is answering, or will be."""
+        return [pending.request for pending in self._pending.values()]
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
         """Send one request and yield its events. Closing the iterator early takes its rows out of the batch."""
-        if self._process.returncode is not None:  # `end` is done with telling those in `_pending`
+        if self._ended:  # `end` is done with telling those in `_pending`
             raise WorkerDied(ENDED)
         if len(self._pending) >= self._settings.max_batch + self._settings.max_queue:
             raise QueueFull("The model's queue is full. Please try again in 1s.")
         id = next(self._ids)
-        events = self._pending[id] = Unread(self._settings.max_unread)
+        events = Unread(self._settings.max_unread)
+        self._pending[id] = Pending(request, events)
         unfinished = request.sampling.n
         try:
             self._send(wire.Generate(id, request))
@@ -218,20 +237,21 @@ class Worker:
                 self._send(wire.Cancel(id))
 
     async def gone(self) -> None:
-        """Returns when the process has ended."""
+        """Returns when the process has hung up, or is not heard of any more; the log says why."""
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        await self.end("the worker ended")
+        _, watching = self._tasks
+        if not watching.done():
+            await explain(self._process)
 
-    async def end(self, why: str) -> None:
-        """End the process and fail what it was answering."""
+    async def end(self) -> None:
+        """Fail what it was answering, and end the process."""
+        self._ended = True
         for task in self._tasks:
             task.cancel()
-        self._process.kill()
+        for pending in self._pending.values():
+            pending.events.put(Failed(WorkerDied.__name__, ENDED))
         self._writer.close()
-        status = await asyncio.to_thread(self._process.wait)
-        logger.info("worker process %d ended with status %d: %s", self._process.pid, status, why)
-        for events in self._pending.values():
-            events.put(Failed(WorkerDied.__name__, ENDED))
+        await kill(self._process)
 
     def _send(self, message: wire.ToWorker) -> None:
         # A dead worker is noticed by `_read`, which fails what is pending: there is nothing to do for it here.
@@ -247,9 +267,9 @@ class Worker:
                     self.stats = message.stats or self.stats
                     for id, event in message.events:
                         self.answered = True
-                        if (events := self._pending.get(id)) is not None:
-                            events.put(event)
-                            if events.overfull:
+                        if (pending := self._pending.get(id)) is not None:
+                            pending.events.put(event)
+                            if pending.events.overfull:
                                 self._cut_off(id)
 
     def _cut_off(self, id: int) -> None:
@@ -258,7 +278,7 @@ class Worker:
         logger.warning("worker process %d: request %d left %d characters unread", self._process.pid, id, limit)
         self._send(wire.Cancel(id))
         message = f"More than {limit} characters of this answer were left unread, and it was given up."
-        self._pending.pop(id).put(Failed(SlowClient.__name__, message))
+        self._pending.pop(id).events.put(Failed(SlowClient.__name__, message))
 
     async def _watch(self) -> None:
         """Returns when the worker has not been heard of for too long."""
@@ -272,47 +292,3 @@ class Worker:
         before = self._heard
         await asyncio.sleep(self._settings.heartbeat_timeout / 10)
         return self._heard != before
-
-
-def _engine(settings: Settings, share: Share) -> wire.Engine:
-    return wire.Engine(
-        max_batch=settings.max_batch,
-        prefill_step=settings.prefill_step,
-        max_stall=settings.max_stall,
-        max_silence=settings.heartbeat_timeout / 4,
-        heartbeat=min(1.0, settings.heartbeat_timeout / 4),
-        wired_limit=settings.wired_limit,
-        memory=settings.memory,
-        quantization=settings.quantization,
-        share=share,
-        prefix_cache=settings.prefix_cache,
-        share_prefixes=settings.share_prefixes,
-        prefix_disk=settings.prefix_disk,
-        prefix_folder=str(settings.prefix_folder),
-    )
-
-
-def _start(spec: ModelSpec, logs: Logs, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A new process that logs like this, with these variables besides our own, and our end of its socket."""
-    ours, theirs = socket.socketpair()
-    try:
-        with theirs:
-            command = [sys.executable, "-m", "openai_gateway.worker", str(theirs.fileno()), spec.id, logs.text]
-            # A session of its own: a terminal's Ctrl-C is for the gateway alone.
-            process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                env=os.environ | environment,
-            )
-    except OSError:
-        ours.close()
-        raise
-    return process, ours
-
-
-async def receive(reader: asyncio.StreamReader) -> wire.FromWorker:
-    """The next frame of a worker. Raises EOFError when there is none."""
-    (length,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
-    return wire.decode_from_worker(await reader.readexactly(length))

@@ -29,8 +29,9 @@ class Engine(Struct, frozen=True, kw_only=True):
     max_batch: int = 64
     prefill_step: int = 512
     max_stall: float = 0.2
-    max_silence: float = 7.5
-    """Seconds, about, that a pass of the loop may read prompts: nothing is heard of the worker before it ends."""
+    max_silence: float = 1.0
+    """Seconds, about, that a pass of the loop may read prompts: until it ends nothing is heard of the worker, which
+    takes no newcomer and lets nobody go."""
     heartbeat: float = 1.0
     """Seconds between heartbeats of an idle worker."""
     wired_limit: bool = False

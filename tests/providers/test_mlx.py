@@ -7,9 +7,10 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import openai
 import psutil
 import pytest
 
-from openai_gateway.errors import Crowded, Unavailable, WorkerDied
+from openai_gateway.errors import Crowded, ModelFailed, Unavailable, WorkerDied
+from openai_gateway.providers import process
 from openai_gateway.providers.mlx import MLXProvider, Worker
 from openai_gateway.settings import Settings
 from openai_gateway.types import CompletionRequest, ModelInfo, ModelSpec, Share
@@ -29,10 +31,10 @@ ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, 
 
 
 @contextmanager
-def streaming(server: Server) -> Iterator[Iterator[str]]:
+def streaming(server: Server, **fields: object) -> Iterator[Iterator[str]]:
     """The events of a stream that does not end by itself, after the first of them."""
     with httpx2.stream(
-        "POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True}, timeout=60
+        "POST", f"{server.base_url}/completions", json=ENDLESS | {"stream": True} | fields, timeout=60
     ) as response:
         assert response.status_code == 200
         events = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
@@ -78,6 +80,24 @@ def test_g31_a_killed_worker_fails_a_request_that_is_not_streamed_with_503(tmp_p
         assert int(error.response.headers["retry-after"]) >= 1
 
 
+def test_a_request_that_ends_worker_after_worker_is_told_not_to_come_again_and_who_ran_beside_it_is_not(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as server:
+        with streaming(server) as events, streaming(server, prompt="y") as innocent:
+            server.worker().kill()
+            for each in (events, innocent):
+                assert json.loads([*each][-2])["error"]["code"] == "worker_died"
+        server.wait_until_ready()
+        with streaming(server) as events, streaming(server, prompt="z") as innocent:
+            server.worker().kill()
+            assert json.loads([*events][-2])["error"]["code"] == "model_failed"
+            assert json.loads([*innocent][-2])["error"]["code"] == "worker_died"
+        with streaming(server):  # who insists may have it
+            pass
+        assert "ended by itself with status -9: the system ended it, most likely for lack" in server.log.read_text()
+
+
 def test_g32_a_worker_that_stops_beating_is_replaced(tmp_path: Path) -> None:
     with running(tmp_path, heartbeat_timeout=1.5) as server:
         first = server.worker()
@@ -102,8 +122,9 @@ def test_a_gateway_that_slept_does_not_take_its_worker_for_hanging(tmp_path: Pat
         assert server.worker().pid == first.pid
 
 
-@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_NOFILE"), reason="limits of other processes are a Linux thing")
 def test_a_restart_that_fails_for_want_of_descriptors_is_tried_again(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("limits of other processes are a Linux thing")
     with running(tmp_path) as server:
         gateway = psutil.Process(server.process.pid)
         limits = gateway.rlimit(psutil.RLIMIT_NOFILE)
@@ -257,18 +278,29 @@ INFO = ModelInfo(
 REQUEST = CompletionRequest(model="m", prompt="x")
 
 
+class Stuck(subprocess.Popen[bytes]):
+    """A process that the system holds, whatever is sent to it."""
+
+    def kill(self) -> None:
+        pass
+
+
 @asynccontextmanager
-async def hanging() -> AsyncIterator[tuple[Worker, asyncio.StreamReader]]:
+async def hanging(
+    command: Callable[[list[str]], subprocess.Popen[bytes]] = subprocess.Popen,
+) -> AsyncIterator[tuple[Worker, asyncio.StreamReader]]:
     """A worker that never says anything, and what it is sent."""
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
     sent, other = await asyncio.open_connection(sock=theirs)
-    worker = Worker(subprocess.Popen(["sleep", "60"]), reader, writer, INFO, Settings())
+    worker = Worker(command(["sleep", "60"]), reader, writer, INFO, Settings())
     try:
         yield worker, sent
     finally:
-        await worker.end("the test is over")
+        await worker.end()
         other.close()
+        subprocess.Popen.kill(worker._process)
+        worker._process.wait()
 
 
 @pytest.mark.anyio
@@ -300,6 +332,74 @@ async def test_a_request_that_waits_for_a_worker_ends_with_the_model_that_is_unl
 @pytest.mark.anyio
 async def test_a_request_that_reaches_a_worker_after_its_end_is_told_so() -> None:
     async with hanging() as (worker, _), asyncio.timeout(30):
-        await worker.end("it is to be replaced")
+        await worker.end()
         with pytest.raises(WorkerDied):
             await anext(worker.generate(REQUEST))
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_cannot_be_ended_keeps_neither_its_requests_nor_those_who_end_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.2)
+    async with asyncio.timeout(30), hanging(Stuck) as (worker, sent):
+        asking = asyncio.ensure_future(anext(worker.generate(REQUEST)))
+        await sent.readexactly(1)
+        ending = asyncio.create_task(worker.end())
+        with pytest.raises(WorkerDied):
+            await asking
+        assert not ending.done()
+        await ending
+        assert "cannot be ended: the system holds it" in caplog.text
+
+
+def test_a_worker_that_cannot_be_ended_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, subprocess\n"
+        "from openai_gateway.providers import process\n"
+        "class Stuck(subprocess.Popen):\n"
+        "    kill = lambda self: None\n"
+        "process.PATIENCE = 0.2\n"
+        "stuck = Stuck(['sleep', '60'])\n"
+        "asyncio.run(process.kill(stuck))\n"
+        "print(stuck.pid)\n"
+    )
+    with (tmp_path / "out").open("w+") as out:
+        ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=out, timeout=30, check=True)
+        out.seek(0)
+        psutil.Process(int(out.read())).kill()
+    assert ended.returncode == 0
+
+
+@pytest.mark.anyio
+async def test_requests_wait_for_the_next_worker_though_the_last_one_is_not_gone_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "PARTING", 0.1)
+    monkeypatch.setattr(process, "PATIENCE", 1.0)
+    async with asyncio.timeout(30), hanging(Stuck) as (worker, sent):
+        provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
+        provider._worker.set_result(worker)
+        provider._supervisor = asyncio.create_task(provider._supervise(worker))
+        asking = asyncio.ensure_future(anext(provider.generate(REQUEST)))
+        await sent.readexactly(1)
+        worker._tasks[0].cancel()  # as if it had hung up
+        assert not (await asyncio.wait({asking}, timeout=0.5))[0]
+        assert worker._ended
+        await provider.close()
+        with pytest.raises(Unavailable, match="was unloaded"):
+            await asking
+
+
+@pytest.mark.anyio
+async def test_why_a_worker_ended_while_it_loaded_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    provider = MLXProvider(ModelSpec(id="m", path=str(ROOT / "openai_gateway" / "demo")), Settings())
+
+    async def share() -> Share:
+        (worker,) = [child for child in psutil.Process().children() if "openai_gateway.worker" in child.cmdline()]
+        worker.kill()
+        return Share()
+
+    with pytest.raises(ModelFailed, match="ended while it loaded"):
+        await provider.start(share)
+    assert "most likely for lack of memory" in caplog.text
