@@ -127,7 +127,9 @@ class Settings(BaseSettings):
     heartbeat_timeout: Seconds = Field(30, description="Seconds of silence before a busy worker is ended.")
     max_batch: Count = Field(64, description="Rows that a worker decodes together.")
     max_queue: Count = Field(256, description="Requests that may wait for a model; further ones get 429.")
-    prefill_step: Count = Field(512, description="Most prompt tokens read between two decode steps.")
+    prefill_step: Count | None = Field(
+        None, description="Most prompt tokens read between two decode steps; by default 512, on GPUs up to 2048."
+    )
     memory: Memory = Field(
         "auto",
         description="Bytes (or `12GB`) that a model may use; auto is 3/4 of this machine's for all models, and no more "

@@ -18,7 +18,7 @@ from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import Loaded, computable, fetch
-from openai_gateway.worker.memory import Footprint, footprint, gigabytes, weight_bytes
+from openai_gateway.worker.memory import RESERVE, Budget, Footprint, footprint, gigabytes, weight_bytes
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.sampling import Shape, draw, keys_at
@@ -53,7 +53,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         prefixes=prefixes,
         limits=Limits(
             max_batch=order.max_batch,
-            prefill_step=order.prefill_step,
+            prefill_step=order.prefill_step or _prefill_step(budget, snapshots=prefixes.needs_snapshots),
             max_stall=order.max_stall,
             max_silence=order.max_silence,
             room=budget.room - kept,
@@ -66,6 +66,17 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         make_cache=loaded.make_cache,
         drafter=guessing.drafter,
     )
+
+
+def _prefill_step(budget: Budget, *, snapshots: bool) -> int:
+    """Most tokens of a prompt to read at a time; where others wait, or a pass takes long, fewer are read anyway.
+
+    A GPU reads large parts faster, if it has the memory. A CPU keeps every score of a part's attention, and reads them
+    no faster. Where prompts are entered at `snapshots` alone, small parts leave more of them.
+    """
+    if mx.default_device() == mx.Device(mx.cpu) or budget.reserve < RESERVE:
+        return 512
+    return 1024 if snapshots else 2048
 
 
 def _try_out(loaded: Loaded) -> None:

@@ -10,6 +10,7 @@ while the tokens of the one before are reported.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -43,6 +44,9 @@ Out = tuple[int, Event]
 
 INTERNAL = GatewayError("The server failed on this request.")
 TRY_AGAIN = Unavailable("The model could not go on with this request; please try again.")
+
+REST = 5.0
+"""Seconds without work after which MLX gives back the buffers that it keeps for the next step."""
 
 MOST_FAILURES = 3
 """Steps in a row that may fail."""
@@ -91,6 +95,7 @@ class Engine:
         self._running = Running(self._limits, self._keeping, drafter, self._totals)
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
+        self._stepped_at = 0.0
         self._failed = False
         """Whether something could not be computed in this step."""
         self._failures = 0
@@ -181,8 +186,7 @@ class Engine:
         out += self._decode()
         self._prefill.arrived()
         self._totals["steps"] += 1
-        if not self.busy:
-            mx.clear_cache()
+        self._stepped_at = time.monotonic()
 
     def _give_up(self) -> Iterator[Out]:
         jobs = [row.job.id for row in self._running.rows]
@@ -359,6 +363,8 @@ class Engine:
 
     def idle(self) -> bool:
         """Something useful to do while nothing is asked; whether there is more of it."""
+        if time.monotonic() - self._stepped_at > REST:
+            mx.clear_cache()
         return not self.busy and self._keeping.idle()
 
 

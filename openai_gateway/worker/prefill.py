@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import mlx.core as mx
-
 from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.batch import Decoding
@@ -95,7 +93,6 @@ class Prefill:
         """Reads `count` tokens of a long prompt."""
         with self.timed(count):
             prompts.read_part(self._model, reading, count)
-        mx.clear_cache()
         self._keeping.snapshot(reading)
         reading.thin(self._limits.snapshots(reading))
 

@@ -27,7 +27,7 @@ class Engine(Struct, frozen=True, kw_only=True):
     """How the worker's loop is sized; see the settings of the same names."""
 
     max_batch: int = 64
-    prefill_step: int = 512
+    prefill_step: int | None = None
     max_stall: float = 0.2
     max_silence: float = 1.0
     """Seconds, about, that a pass of the loop may read prompts: until it ends nothing is heard of the worker, which

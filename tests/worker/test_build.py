@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from openai_gateway.types import Delta, ModelSpec, Sampling
 from openai_gateway.worker import wire
-from openai_gateway.worker.build import build, fingerprint
+from openai_gateway.worker.build import _prefill_step, build, fingerprint
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import load
+from openai_gateway.worker.memory import Budget
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.speculation import DraftModel, Lookup
 from tests.worker import tiny
@@ -135,6 +136,17 @@ def test_the_engine_is_sized_as_it_was_ordered(llama: Path) -> None:
     built = engine(llama, wire.Engine(memory=1 << 28, max_batch=3, prefill_step=17, max_silence=5, share_prefixes=True))
     assert (built._limits.max_batch, built._limits.prefill_step, built._limits.max_silence) == (3, 17, 5)
     assert built._prefixes.shares("one", "other")
+
+
+@pytest.mark.parametrize(
+    ("device", "limit", "snapshots", "step"),
+    [("cpu", 40, False, 512), ("gpu", 40, False, 2048), ("gpu", 40, True, 1024), ("gpu", 13, False, 512)],
+)
+def test_a_gpu_that_has_the_memory_reads_prompts_in_larger_parts(
+    monkeypatch: pytest.MonkeyPatch, device: str, limit: int, snapshots: bool, step: int
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, device)))
+    assert _prefill_step(Budget(limit * 10**9, 12 * 10**9), snapshots=snapshots) == step
 
 
 def test_quantized_keys_and_values_are_answered_one_row_at_a_time(tmp_path: Path) -> None:
