@@ -2,9 +2,35 @@
 #             takes HOST=, PORT= and MODEL=
 # make test:  install, then run the tests
 # make bench: measure the gateway beside mlx_lm.server and mlx-lm's plain generator; ARGS takes what `bench` takes
-PYTHON ?= python3
+
+# What .venv is made with: the first of these that fits.
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14
 
 BIN := .venv/bin
+
+# Says why a Python does not fit: pip would only say that it finds no mlx for it.
+define fits
+import platform, sys
+python, version, mac = sys.argv[1], platform.python_version(), platform.mac_ver()[0]
+if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+    sys.exit("%s is Python %s" % (python, version))
+if sys.platform == "darwin" and platform.machine() != "arm64":
+    sys.exit("%s runs as %s, and MLX needs Apple silicon and a Python for arm64" % (python, platform.machine()))
+if sys.platform == "darwin" and int(mac.split(".")[0]) < 14:
+    sys.exit("this is macOS %s, and MLX needs 14 or newer" % mac)
+endef
+export fits
+
+# uv makes environments without pip. In dot folders under Documents or on the Desktop macOS hides files, and Python passes
+# over hidden .pth files, which is how an editable install is found from elsewhere.
+define pip
+@$(BIN)/python -c 'import pip' 2>/dev/null || $(BIN)/python -m ensurepip
+$(BIN)/python -m pip install --quiet --disable-pip-version-check $1
+@chflags nohidden .venv/lib/python*/site-packages/*.pth 2>/dev/null || true
+endef
+
+# Where the Python is gone, as after an upgrade by Homebrew, what was installed for it is no good to the next one.
+$(shell test -x $(BIN)/python || rm -f .venv/.installed .venv/.installed-dev)
 
 # Only what is given to make itself: HOST, PORT and MODEL stand in many an environment for something else, and as options
 # they would go over every setting.
@@ -18,22 +44,29 @@ install: .venv/.installed
 develop: .venv/.installed-dev
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "openai-gateway needs Python 3.11 to 3.13, and $(PYTHON) is another; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@for python in $(PYTHON); do \
+		if ! command -v "$$python" >/dev/null; then reason="$$python is missing"; \
+		elif reason=$$("$$python" -c "$$fits" "$$python" 2>&1); then \
+			echo "$$python -m venv --clear .venv"; exec "$$python" -m venv --clear .venv; \
+		fi; \
+		reasons="$$reasons  $$reason\n"; \
+	done; \
+	printf 'openai-gateway needs Python 3.11 to 3.14:\n%b' "$$reasons" >&2; \
+	echo 'Get one with `brew install python@3.13`, from python.org or with `uv python install 3.13`, and if it is not found' \
+		'by itself: make $(MAKECMDGOALS) PYTHON=...' >&2; exit 1
 
 .venv/.installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(call pip,--editable .)
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(call pip,--editable '.[dev]')
 	@# Without its dependencies: it bounds jiter below what the SDK needs, and works with it. What it imports is in [dev].
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'instructor>=1.17,<2'
+	$(call pip,--no-deps 'instructor~=1.17')
 	@touch .venv/.installed $@
 
 serve: install
-	$(BIN)/openai-gateway serve $(call option,HOST,host) $(call option,PORT,port) $(call option,MODEL,model)
+	$(BIN)/python -m openai_gateway serve $(call option,HOST,host) $(call option,PORT,port) $(call option,MODEL,model)
 
 test: develop
 	$(BIN)/python -m pytest $(ARGS)
@@ -41,7 +74,8 @@ test: develop
 check: develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --platform linux --cache-dir .mypy_cache/linux
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 format: develop
 	$(BIN)/ruff check --fix .
@@ -49,11 +83,11 @@ format: develop
 
 # A model of random weights is made in .bench for it; MODEL=demo takes the embedded one.
 bench: install
-	$(BIN)/openai-gateway bench --start "$(or $(call given,MODEL),tiny)" --rounds 3 $(ARGS)
+	$(BIN)/python -m openai_gateway bench --start "$(or $(call given,MODEL),tiny)" --rounds 3 $(ARGS)
 
 # Trains the embedded model again from nothing: about an hour on two cores, more beside other work.
 demo-model: develop
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
+	$(call pip,--editable '.[train]')
 	OMP_WAIT_POLICY=passive $(BIN)/python -m openai_gateway.demo.training.train
 
 clean:

@@ -72,7 +72,9 @@ def preloading(library: Path) -> dict[str, str]:
     cores leaves some for the gateway, the tokenizer and another model's worker.
     """
     preloaded = [str(library), *filter(None, [os.environ.get("LD_PRELOAD")])]
-    threads = max(1, len(os.sched_getaffinity(0)) // 2) if sys.platform == "linux" else 1
+    threads = 1
+    if sys.platform == "linux":
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
     return {
         "LD_PRELOAD": ":".join(preloaded),
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS") or str(threads),

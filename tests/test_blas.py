@@ -101,7 +101,8 @@ def test_what_is_preloaded_already_stays_so_and_the_operators_threads_as_well(mo
 
 def test_half_of_the_cores_are_left_to_others() -> None:
     threads = int(blas.preloading(Path("/lib/libmine.so"))["OPENBLAS_NUM_THREADS"])
-    assert threads == max(1, len(os.sched_getaffinity(0)) // 2)
+    if sys.platform == "linux":
+        assert threads == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @pytest.mark.skipif(

@@ -113,7 +113,7 @@ def test_a_named_models_file_that_is_missing_is_an_error() -> None:
         ("gateway: {[1]: 2}\n", "models.yaml, line 1: found unhashable key"),
         ("key: *sk-secret\n", "models.yaml, line 1: found undefined alias"),
         ("key: !sk-secret\n", "models.yaml, line 1: could not determine a constructor for the tag"),
-        ("since: 2024-13-45\n", "models.yaml: month must be in 1..12"),
+        ("port: !!int x\n", "models.yaml: invalid literal for int() with base 10: 'x'"),
         ("a: \0\n", "models.yaml: unacceptable character #x0000: special characters are not allowed"),
     ],
 )

@@ -81,7 +81,10 @@ class Ledgers(Protocol):
 
 def since_boot() -> int:
     """Microseconds of a clock that all processes share, that nobody can set, and that runs while the machine sleeps."""
-    kind = time.CLOCK_MONOTONIC_RAW if sys.platform == "darwin" else time.CLOCK_BOOTTIME
+    if sys.platform == "darwin":
+        kind = time.CLOCK_MONOTONIC_RAW
+    else:
+        kind = time.CLOCK_BOOTTIME
     return time.clock_gettime_ns(kind) // 1000
 
 

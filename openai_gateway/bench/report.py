@@ -29,10 +29,13 @@ SHARED_MACHINE = (
 
 def machine() -> dict[str, Any]:
     """What the figures depend on, besides the servers."""
+    cpus = os.cpu_count()
+    if sys.platform == "linux":
+        cpus = len(os.sched_getaffinity(0))
     return {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "cpus": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cpus": cpus,
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "preload": os.environ.get("LD_PRELOAD"),
