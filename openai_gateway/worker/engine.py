@@ -23,7 +23,7 @@ from openai_gateway.types import Delta, Echo, Event, Failed, Progress, Started, 
 from openai_gateway.worker.admission import Admission, Limits, youngest
 from openai_gateway.worker.batch import Decoding, Scored
 from openai_gateway.worker.detokenize import TokenTable
-from openai_gateway.worker.fatal import DeviceFailed, raise_if_fatal
+from openai_gateway.worker.fatal import Failures, raise_if_fatal
 from openai_gateway.worker.keeping import Keeping
 from openai_gateway.worker.model import Cache, Float32
 from openai_gateway.worker.parse import TextPath
@@ -47,9 +47,6 @@ TRY_AGAIN = Unavailable("The model could not go on with this request; please try
 
 REST = 5.0
 """Seconds without work after which MLX gives back the buffers that it keeps for the next step."""
-
-MOST_FAILURES = 3
-"""Steps in a row that may fail."""
 
 
 class Engine:
@@ -96,10 +93,7 @@ class Engine:
         self._dropped: set[int] = set()
         """Requests that were given up since the last step began."""
         self._stepped_at = 0.0
-        self._failed = False
-        """Whether something could not be computed in this step."""
-        self._failures = 0
-        """Steps in a row that failed, and gave no token."""
+        self._failures = Failures()
 
     @property
     def busy(self) -> bool:
@@ -161,20 +155,15 @@ class Engine:
         if not self._stepped(out):
             # Not in the handler: the traceback there keeps the arrays of the failed step in memory.
             out += self._give_up()
-        fruitless = self._failed and self._totals["generated_tokens"] == generated
-        self._failures = self._failures + 1 if fruitless else 0
-        if self._failures == MOST_FAILURES:
-            raise DeviceFailed(f"{MOST_FAILURES} steps in a row have failed")
+        self._failures.end_step(fruitful=self._totals["generated_tokens"] > generated)
         return out
 
     def _stepped(self, out: list[Out]) -> bool:
-        self._failed = False
         try:
             self._step(out)
         except Exception as error:
-            raise_if_fatal(error)
+            self._failures.add(error, of_all=True)
             logger.exception("a step failed; every request in it is given up")
-            self._failed = True
             return False
         return True
 
@@ -209,8 +198,7 @@ class Engine:
         except GatewayError as refusal:
             error = refusal
         except Exception as fault:
-            raise_if_fatal(fault)
-            self._failed |= isinstance(fault, RuntimeError | MemoryError)  # mlx's; any other is of this request alone
+            self._failures.add(fault)
             logger.exception("requests %s failed in their own part of a step", [job.id for job in jobs])
         for job in jobs:
             self._drop(job.id)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import re
 
+MOST = 3
+"""Steps in a row that may fail."""
+
 STATUS = 70
 """What a worker exits with that cannot go on: EX_SOFTWARE of sysexits.h."""
 
@@ -47,3 +50,24 @@ def advised(error: Exception) -> str:
     text = str(error)
     advice = next((advice for pattern, advice in ADVICE if re.search(pattern, text, re.IGNORECASE)), None)
     return text if advice is None else f"{text} ({advice})"
+
+
+class Failures:
+    """Counts the steps in a row in which something could not be computed, and of which nothing else came."""
+
+    def __init__(self) -> None:
+        self._failed = False
+        self._steps = 0
+
+    def add(self, error: Exception, *, of_all: bool = False) -> None:
+        """What a part of a step failed with, or the step itself. Raises `DeviceFailed` if no other can go on."""
+        raise_if_fatal(error)
+        # These are mlx's; any other is of one request alone.
+        self._failed |= of_all or isinstance(error, RuntimeError | MemoryError)
+
+    def end_step(self, *, fruitful: bool) -> None:
+        """Raises `DeviceFailed` when that was the last one to be tried."""
+        self._steps = self._steps + 1 if self._failed and not fruitful else 0
+        self._failed = False
+        if self._steps == MOST:
+            raise DeviceFailed(f"{MOST} steps in a row have failed")

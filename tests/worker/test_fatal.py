@@ -188,6 +188,14 @@ def test_a_step_that_works_makes_good_for_those_that_failed_before(llama: Loaded
         assert session.ask(prompt(9), 3) == greedy(llama, prompt(9), 3)
 
 
+def test_requests_that_nothing_can_be_computed_for_because_of_what_they_are_fail_alone(llama: Loaded) -> None:
+    session = Session(llama)
+    session.model.failure = ValueError("no such shape")
+    for id in range(5):
+        fail(session, id)
+    assert session.ask(prompt(9), 3) == greedy(llama, prompt(9), 3)
+
+
 def test_requests_that_fail_beside_one_that_is_answered_fail_alone(llama: Loaded) -> None:
     session = Session(llama)
     session.submit(1, prompt(5), 30)
