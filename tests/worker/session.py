@@ -46,7 +46,7 @@ class Calls:
     def __init__(self, model: Any) -> None:
         self.shapes: list[tuple[int, int]] = []
         self.failures = 0
-        self.failure = RuntimeError("out of memory")
+        self.failure: Exception = RuntimeError("out of memory")
         self._model = model
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
