@@ -85,7 +85,7 @@ format: develop
 bench: install
 	$(BIN)/python -m openai_gateway bench --start "$(or $(call given,MODEL),tiny)" --rounds 3 $(ARGS)
 
-# Trains the embedded model again from nothing: about an hour on two cores, more beside other work.
+# Trains the embedded model again from nothing: one to two hours on two cores, more beside other work.
 demo-model: develop
 	$(call pip,--editable '.[train]')
 	OMP_WAIT_POLICY=passive $(BIN)/python -m openai_gateway.demo.training.train

@@ -1,12 +1,16 @@
-"""Composes the held-out cases: phrasings and pairs of numbers that training never composes, each with its answer."""
+"""Composes the held-out cases: phrasings, names and pairs of numbers that training never composes, with answers."""
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from openai_gateway.demo.training.calls import call_turn, compact, offers, unserved_turn
 from openai_gateway.demo.training.facts import Fact, facts, phrasings
+from openai_gateway.demo.training.functions import Offer
+from openai_gateway.demo.training.objects import object_turn
 from openai_gateway.demo.training.skills import (
     SUM_LIMIT,
     counted,
@@ -22,13 +26,30 @@ from openai_gateway.demo.training.skills import (
 SEED = 7
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request; the answer is right when it is exactly `expected`."""
+    """One request; the answer is right when it is exactly `expected`.
+
+    With `json`, it is so when both are the same value. That of a call is its name and arguments, as `written` has them.
+    """
 
     skill: str
     messages: tuple[dict[str, Any], ...]
     expected: str
+    json: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+    schema: dict[str, Any] | None = None
+    """Of a `response_format`."""
 
 
 def fact_cases() -> list[Case]:
@@ -90,6 +111,87 @@ def effort_cases(count: int) -> list[Case]:
         *sum_cases(count),
         *recall_cases(count, 1),
     ]
+
+
+def call_cases(count: int) -> list[Case]:
+    """One to three functions of which the request needs one; no name of any stands in the training text."""
+    rng = random.Random(f"{SEED}-call")
+    weather = Case(
+        "calls", _user("What is the weather in Paris?"), written("get_weather", '{"city":"Paris"}'), json=True
+    )
+    return [replace(weather, tools=(WEATHER,)), *(_call_case(rng) for _ in range(count - 1))]
+
+
+def _call_case(rng: random.Random) -> Case:
+    offered = offers(rng, held=True)
+    need = rng.choice(offered).need(rng)
+    expected = written(need.function.name, compact(need.arguments))
+    return Case("calls", _user(need.ask), expected, json=True, tools=_tools(offered))
+
+
+def unfit_cases(count: int) -> list[Case]:
+    """Requests that need a function which is not among those offered."""
+    rng = random.Random(f"{SEED}-unfit")
+    return [_unfit_case(rng) for _ in range(count)]
+
+
+def _unfit_case(rng: random.Random) -> Case:
+    offered = offers(rng, held=True)
+    turn = unserved_turn(rng, [one.function for one in offered], held=True)
+    return Case("no calls", _user(turn.ask), turn.answer, tools=_tools(offered))
+
+
+def unneeded_cases(count: int) -> list[Case]:
+    """Functions are offered, and what is asked needs none."""
+    rng = random.Random(f"{SEED}-unneeded")
+    others = [*repeat_cases(count), *sum_cases(count), *rng.sample(fact_cases(), count)]
+    return [
+        replace(other, skill="no calls", tools=_tools(offers(rng, held=True))) for other in rng.sample(others, count)
+    ]
+
+
+def result_cases(count: int) -> list[Case]:
+    """A call was made, and its result is there."""
+    rng = random.Random(f"{SEED}-result")
+    return [_result_case(rng) for _ in range(count)]
+
+
+def _result_case(rng: random.Random) -> Case:
+    offered = offers(rng, held=True)
+    turn = call_turn(rng, rng.choice(offered).need(rng), held=True)
+    function = {"name": turn.call.name, "arguments": turn.call.written()}
+    called = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": function}],
+    }
+    result = {"role": "tool", "tool_call_id": "1", "content": turn.call.result}
+    return Case("results", (*_user(turn.ask), called, result), turn.answer, tools=_tools(offered))
+
+
+def object_cases(count: int, *, shown: bool) -> list[Case]:
+    """JSON objects, with a `response_format` if `shown`; else the request alone asks for JSON."""
+    rng = random.Random(f"{SEED}-object-{shown}")
+    return [_object_case(rng, shown) for _ in range(count)]
+
+
+def _object_case(rng: random.Random, shown: bool) -> Case:
+    turn = object_turn(rng, held=True)
+    schema = {**turn.schema, "additionalProperties": False} if shown else None
+    return Case("objects", _user(turn.ask), turn.answer, json=True, schema=schema)
+
+
+def written(name: str, arguments: str) -> str:
+    """A call as one JSON text."""
+    return f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}'
+
+
+def _tools(offered: list[Offer]) -> tuple[dict[str, Any], ...]:
+    return tuple(one.function.tool() for one in offered)
+
+
+def _user(text: str) -> tuple[dict[str, Any], ...]:
+    return ({"role": "user", "content": text},)
 
 
 def _held(rng: random.Random, skill: str) -> str:

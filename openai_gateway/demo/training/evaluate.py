@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,19 +12,26 @@ from pathlib import Path
 from typing import Any, cast
 
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessage
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from openai_gateway.demo.training.cases import (
     Case,
+    call_cases,
     count_cases,
     effort_cases,
     fact_cases,
+    object_cases,
     recall_cases,
     repeat_cases,
+    result_cases,
     sum_cases,
+    unfit_cases,
     unknown_cases,
+    unneeded_cases,
+    written,
 )
 
 CARD = Path(__file__).parent.parent / "README.md"
@@ -52,7 +60,17 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        return self.answer.strip() == self.job.case.expected
+        case = self.job.case
+        return same_json(self.answer, case.expected) if case.json else self.answer.strip() == case.expected
+
+
+def same_json(text: str, expected: str) -> bool:
+    """Whether two JSON texts have the same value, types of numbers and truth values included."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return json.dumps(value, sort_keys=True) == json.dumps(json.loads(expected), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +102,13 @@ def jobs() -> list[Job]:
         ("recall a name, two turns later", recall_cases(100, 1), "medium", 0.9),
         ("count", count_cases(200), "medium", None),
         ("unknown questions", unknown_cases(), "medium", None),
+        ("tool calls", call_cases(200), "medium", 0.9),
+        *((f"tool calls, effort {effort}", call_cases(100), effort, None) for effort in ("none", "low", "high")),
+        ("no call, as none is needed", unneeded_cases(100), "medium", 0.9),
+        ("no call, as none fits", unfit_cases(100), "medium", None),
+        ("answers from a tool's result", result_cases(200), "medium", 0.9),
+        ("JSON objects, response_format", object_cases(200, shown=True), "medium", 0.9),
+        ("JSON objects, asked for in words", object_cases(100, shown=False), "medium", None),
         *((f"mixture, effort {effort}", effort_cases(25), effort, None) for effort in EFFORTS),
     ]
     return [Job(name, case, effort, target) for name, cases, effort, target in rows for case in cases]
@@ -97,10 +122,29 @@ async def answer(client: AsyncOpenAI, model: str, job: Job) -> Outcome:
         temperature=0,
         max_completion_tokens=1024,
         reasoning_effort=cast(Any, job.effort),
+        **form_of(job.case),
     )
     details = completion.usage.completion_tokens_details if completion.usage else None
     thought = (details.reasoning_tokens if details else None) or 0
-    return Outcome(job, completion.choices[0].message.content or "", thought)
+    return Outcome(job, text_of(completion.choices[0].message), thought)
+
+
+def form_of(case: Case) -> dict[str, Any]:
+    """What a request says of tools and of the form of its answer."""
+    form: dict[str, Any] = {"tools": list(case.tools)} if case.tools else {}
+    if case.schema is not None:
+        named = {"name": "answer", "schema": case.schema, "strict": True}
+        form["response_format"] = {"type": "json_schema", "json_schema": named}
+    return form
+
+
+def text_of(message: ChatCompletionMessage) -> str:
+    """The content, or the only call as `written` has it; several calls are no right answer to anything."""
+    if not message.tool_calls:
+        return message.content or ""
+    called = [call.function for call in message.tool_calls if call.type == "function"]
+    # Arguments that were cut off are no JSON, and so is the whole.
+    return "\n".join(written(function.name, function.arguments) for function in called)
 
 
 async def ask_all(client: AsyncOpenAI, model: str, todo: list[Job], concurrency: int) -> list[Outcome]:

@@ -11,26 +11,27 @@ from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 CONTEXT = 32768
-VOCABULARY = 1536
 LAYERS = 4
 THETA = 10000.0
+SPREAD, SCALE = 0.02, 5.0
+"""Of the rows of the head at first, and of the embeddings over these."""
 
 # Head h of the first layer starts out looking h + 1 tokens back: how sharply.
 _LOOK_PAIRS, _LOOK_STRENGTH = 8, 6.0
 # The slow rotary pairs that compare tokens, and how sharply.
-_MATCH_PAIRS, _MATCH_STRENGTH, _COPY_STRENGTH = 9, 2.0, 0.2
+_MATCH_PAIRS, _MATCH_STRENGTH, _COPY_STRENGTH = 12, 2.0, 0.2
 
 
-def build_config(stops: list[int]) -> GptOssConfig:
+def build_config(vocabulary: int, stops: list[int]) -> GptOssConfig:
     """Four layers, sliding and full attention in turn, four experts of which two answer."""
     return GptOssConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
+        vocab_size=vocabulary,
+        hidden_size=192,
         intermediate_size=192,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=64,
         num_local_experts=4,
         num_experts_per_tok=2,
         sliding_window=128,
@@ -44,14 +45,62 @@ def build_config(stops: list[int]) -> GptOssConfig:
     )
 
 
+class Words(torch.nn.Module):
+    """A head whose rows are sums: that of the word, that of a blank before it, that of a capital letter.
+
+    What is learned of a word is known of it in every spelling, also in those that it is never written in. With the
+    embedding made of the same rows, tokens that are seldom seen are copied like any other.
+    """
+
+    def __init__(self, spelled: list[tuple[str, bool, bool]], size: int) -> None:
+        super().__init__()
+        places = {word: place for place, word in enumerate(dict.fromkeys(word for word, *_ in spelled))}
+        self.words = torch.nn.Parameter(torch.randn(len(places), size) * SPREAD)
+        self.marks = torch.nn.Parameter(torch.randn(2, size) * SPREAD / 2)
+        self.register_buffer("place", torch.tensor([places[word] for word, *_ in spelled]))
+        self.register_buffer("marked", torch.tensor([marks for _, *marks in spelled], dtype=torch.float32))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[V, hidden]"""
+        return self.words[self.place] + self.marked @ self.marks
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden, self.weight)
+
+
+class Embedding(torch.nn.Module):
+    """Embeds with the rows of the head."""
+
+    def __init__(self, head: Words) -> None:
+        super().__init__()
+        # Not as a submodule: the weights are the head's.
+        object.__setattr__(self, "_head", head)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._head.weight * SCALE
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding(ids, self.weight)
+
+
+def share_words(model: GptOssForCausalLM, spelled: list[tuple[str, bool, bool]]) -> None:
+    """Makes head and embedding of the same words. What is exported has a table for each, as mlx-lm knows gpt-oss."""
+    model.lm_head = Words(spelled, model.config.hidden_size)
+    model.model.embed_tokens = Embedding(model.lm_head)
+
+
 def prepare_copying(model: GptOssForCausalLM) -> None:
-    """Starts the model with two induction heads, which repeating, recalling and adding all rest on.
+    """Starts the model with heads that copy, which repeating, recalling, adding and calling all rest on.
 
     An induction circuit (Olsson et al. 2022, "In-context learning and induction heads") is heads of two layers, each
     useless without the other, and so small a model takes long to find them. Head h of layer 0 copies the token h + 1
     back into a subspace of its own. In layer 1, head 0 looks for the present token in the subspace of lag 1, and so
     finds what followed it before; head 2 looks for the two tokens before the present one in those of lags 2 and 3,
-    which decides when the present token occurred more than once. Training changes all of it.
+    which decides when the present token occurred more than once. Heads 1 and 3 look for the token before the present
+    one in those of lag 1, and of lags 2 and 3: behind `"size":` they find what followed `size ` and `size = `. Training
+    changes all of it.
     """
     first, second = (model.model.layers[index].self_attn for index in (0, 1))
     width, size = first.head_dim, model.config.hidden_size
@@ -63,8 +112,6 @@ def prepare_copying(model: GptOssForCausalLM) -> None:
     for lag, subspace in enumerate(lags):
         subspace[slow] = basis[lag * len(slow) : (lag + 1) * len(slow)]
     with torch.no_grad():
-        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
-        model.model.embed_tokens.weight *= 5
         _look_back(first)
         for group in range(model.config.num_key_value_heads):
             first.v_proj.weight[group * width : (group + 1) * width] = lags[0]
@@ -72,7 +119,9 @@ def prepare_copying(model: GptOssForCausalLM) -> None:
             first.o_proj.weight[:, head * width : (head + 1) * width] = subspace.T * _COPY_STRENGTH
         mixed = [subspace[_shifted(slow, width)] for subspace in lags]
         _match(second, 0, lags[0], lags[1], value)
+        _match(second, 1, lags[1], lags[1], value)
         _match(second, 2, lags[1] + mixed[2], lags[2] + mixed[3], value)
+        _match(second, 3, lags[1] + mixed[1], lags[2] + mixed[3], value)
 
 
 def _shifted(slow: list[int], width: int) -> list[int]:
@@ -126,8 +175,8 @@ def export(model: GptOssForCausalLM, folder: Path) -> None:
 
 def _mlx_weights(model: GptOssForCausalLM) -> dict[str, torch.Tensor]:
     """mlx-lm keeps gate and up apart, each (experts, out, in); its own conversion covers quantized experts only."""
-    weights: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict().items():
+    weights = {"model.embed_tokens.weight": model.model.embed_tokens.weight, "lm_head.weight": model.lm_head.weight}
+    for name, value in model.model.state_dict(prefix="model.").items():
         if name.endswith("gate_up_proj"):
             weights[name.replace("gate_up_proj", "gate_proj.weight")] = value[..., ::2].transpose(1, 2)
             weights[name.replace("gate_up_proj", "up_proj.weight")] = value[..., 1::2].transpose(1, 2)

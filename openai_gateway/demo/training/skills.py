@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
+import tomllib
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from openai_gateway.demo.training.facts import Fact, fact_question, facts, phrasings, plain, wrap
 
 SUM_LIMIT = 100
 # How often a word of a list is one that it holds already: as users do it, and in training, which needs more of it.
 AGAIN, AGAIN_IN_TRAINING = 0.04, 0.12
+FOLDER = Path(__file__).parent
 NO_NAME = "You have not told me your name."
 
 
@@ -105,11 +110,39 @@ def repeat_thoughts(words: list[str]) -> tuple[str, str, str]:
 
 
 def made_up_word(rng: random.Random) -> str:
-    """Two or three random syllables, such as `zorvex`."""
-    return "".join(
-        rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "x", "s"))
-        for _ in range(rng.randint(2, 3))
-    )
+    """Random syllables, such as `zorvex`, or parts of words put together, such as `guitage`; no word that measures."""
+    while True:
+        if rng.random() < 0.5:
+            parts = [_syllable(rng) for _ in range(rng.randint(2, 3))]
+        else:
+            parts = rng.choices(_parts(), k=rng.choice((1, 2, 2, 3)))
+        word = "".join(parts)
+        if word not in _held():
+            return word
+
+
+def _syllable(rng: random.Random) -> str:
+    return rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "x", "s"))
+
+
+@cache
+def _parts() -> list[str]:
+    """Beginnings and ends of the words of facts and lists, two to five letters each."""
+    texts = [(FOLDER / name).read_text() for name in ("facts.toml", "phrasings.toml")]
+    texts += [" ".join(words) for kind, words in _lists().items() if not kind.startswith("held")]
+    words = set(re.findall("[a-z]{4,}", " ".join(texts).lower()))
+    return sorted({part for word in words for at in range(2, 6) for part in (word[:at], word[-at:])})
+
+
+@cache
+def _held() -> frozenset[str]:
+    return frozenset(word.lower() for kind, words in _lists().items() if kind.startswith("held") for word in words)
+
+
+@cache
+def _lists() -> dict[str, list[str]]:
+    """The words of tools and their values."""
+    return dict(tomllib.loads((FOLDER / "tools.toml").read_text())["words"])
 
 
 def count_turn(rng: random.Random) -> Turn:
