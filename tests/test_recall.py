@@ -84,7 +84,7 @@ class Scene:
         self.registry = Registry(specs, Settings(**settings), find=lambda _: self._make)
         self.gateway = Gateway(self.registry, self.performance.watch, self.answers)
 
-    def _make(self, spec: ModelSpec, settings: Settings, _: object) -> Scripted:
+    def _make(self, spec: ModelSpec, settings: Settings) -> Scripted:
         provider = self.providers[spec.id] = Scripted(spec, settings)
         return provider
 
