@@ -17,17 +17,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from openai_gateway import logs
 from openai_gateway.errors import Crowded
+from openai_gateway.types import ModelSpec
 from openai_gateway.worker import wire
 from openai_gateway.worker.arrivals import Arrivals, Item, Refused
 from openai_gateway.worker.engine import Engine, Out
 from openai_gateway.worker.fatal import STATUS, DeviceFailed, advised
 from openai_gateway.worker.prompt import Job
+
+if TYPE_CHECKING:
+    from openai_gateway.worker.load import Loaded
 
 logger = logging.getLogger("openai_gateway.worker")
 
@@ -47,11 +52,27 @@ def main(fd: int) -> None:
         return  # the gateway is gone already
     if not isinstance(wanted, wire.Fetch):
         raise SystemExit("the first frame must say what to fetch")
-    spec = wanted.spec
     arrivals, orders = Arrivals(), queue.SimpleQueue[wire.Engine]()
     # From now on: a gateway that goes away takes with it a worker that is still loading, or downloading.
     threading.Thread(target=_read, args=(incoming, arrivals, orders), daemon=True).start()
 
+    loaded, engine, heartbeat = _load(wanted.spec, orders, sock)
+    # What imports and loading made stays: looking through it again and again holds a step up for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
+    arrivals.prepare(loaded.prompts)
+    _tell(sock, wire.Ready(loaded.info))
+    try:
+        _serve(engine, arrivals.inbox, sock, heartbeat)
+    except ConnectionError:
+        pass
+    except DeviceFailed as failure:
+        logger.critical("the model cannot go on; this process ends, so that another takes over: %s", failure)
+        os._exit(STATUS)  # at once: to free what is on a device that has failed may take for ever
+
+
+def _load(spec: ModelSpec, orders: queue.SimpleQueue[wire.Engine], sock: socket.socket) -> tuple[Loaded, Engine, float]:
+    """The model, its engine, and seconds between heartbeats; says why, and ends the process, where it cannot be."""
     # Imports that take seconds, spent after the handshake.
     from openai_gateway.worker.build import build
     from openai_gateway.worker.load import fetch, keep_wired_limit, load
@@ -71,18 +92,7 @@ def main(fd: int) -> None:
         logger.exception("cannot load %s", spec.id)
         _tell(sock, wire.Broken(f"{type(error).__name__}: {advised(error)}"))
         raise SystemExit(1) from None
-    # What imports and loading made stays: looking through it again and again holds a step up for tens of milliseconds.
-    gc.collect()
-    gc.freeze()
-    arrivals.prepare(loaded.prompts)
-    _tell(sock, wire.Ready(loaded.info))
-    try:
-        _serve(engine, arrivals.inbox, sock, order.heartbeat)
-    except ConnectionError:
-        pass
-    except DeviceFailed as failure:
-        logger.critical("the model cannot go on; this process ends, so that another takes over: %s", failure)
-        os._exit(STATUS)  # at once: to free what is on a device that has failed may take for ever
+    return loaded, engine, order.heartbeat
 
 
 def _tell(sock: socket.socket, message: wire.FromWorker) -> None:
