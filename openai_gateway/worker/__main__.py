@@ -20,7 +20,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec.structs import replace
 
 from openai_gateway import logs
 from openai_gateway.errors import Crowded
@@ -75,12 +74,12 @@ def _load(spec: ModelSpec, orders: queue.SimpleQueue[wire.Engine], sock: socket.
     """The model, its engine, and seconds between heartbeats; says why, and ends the process, where it cannot be."""
     # Imports that take seconds, spent after the handshake.
     from openai_gateway.worker.build import build
-    from openai_gateway.worker.load import fetch, keep_wired_limit, load
+    from openai_gateway.worker.load import fetched, keep_wired_limit, load
 
     try:
-        folder = fetch(spec)
+        spec = fetched(spec)
         _tell(sock, wire.Fetched())
-        spec, order = replace(spec, path=str(folder)), orders.get()
+        order = orders.get()
         keep_wired_limit()
         loaded = load(spec, order)
         engine = build(loaded, spec, order)

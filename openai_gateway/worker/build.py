@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
@@ -17,7 +18,7 @@ from openai_gateway.types import ModelInfo, ModelSpec
 from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
-from openai_gateway.worker.load import Loaded, computable, fetch
+from openai_gateway.worker.load import Loaded, computable
 from openai_gateway.worker.memory import RESERVE, Budget, Footprint, footprint, gigabytes, weight_bytes
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prefixes import Prefixes
@@ -35,7 +36,10 @@ SOME = 33
 
 
 def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
-    """Raises ValueError when the entry asks for what this model cannot do, RuntimeError when a pass fails."""
+    """The engine for a model, whose entry names folders by now.
+
+    Raises ValueError when the entry asks for what this model cannot do, RuntimeError when a pass fails.
+    """
     _try_out(loaded)
     guessing = _guessing(loaded, spec)
     budget = replace(loaded.budget, weights=loaded.budget.weights + guessing.weights)
@@ -53,7 +57,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         prefixes=prefixes,
         limits=Limits(
             max_batch=order.max_batch,
-            prefill_step=order.prefill_step or _prefill_step(budget, snapshots=prefixes.needs_snapshots),
+            prefill_step=order.prefill_step or _prefill_step(budget, loaded.model, snapshots=prefixes.needs_snapshots),
             max_stall=order.max_stall,
             max_silence=order.max_silence,
             room=budget.room - kept,
@@ -68,13 +72,15 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
     )
 
 
-def _prefill_step(budget: Budget, *, snapshots: bool) -> int:
+def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
     """Most tokens of a prompt to read at a time; where others wait, or a pass takes long, fewer are read anyway.
 
     A GPU reads large parts faster, if it has the memory. A CPU keeps every score of a part's attention, and reads them
-    no faster. Where prompts are entered at `snapshots` alone, small parts leave more of them.
+    no faster; so does latent attention (DeepSeek's) on any device, whose scores mlx-lm puts together itself. Where
+    prompts are entered at `snapshots` alone, small parts leave more of them.
     """
-    if mx.default_device() == mx.Device(mx.cpu) or budget.reserve < RESERVE:
+    latent = any(hasattr(module, "kv_lora_rank") for module in model.modules())
+    if mx.default_device() == mx.Device(mx.cpu) or latent or budget.reserve < RESERVE:
         return 512
     return 1024 if snapshots else 2048
 
@@ -132,7 +138,7 @@ def _guessing(loaded: Loaded, spec: ModelSpec) -> Guessing:
 
 
 def _draft_model(loaded: Loaded, path: str) -> Guessing:
-    folder = fetch(ModelSpec(id="draft", path=path))
+    folder = Path(path)
     model, config = load_model(folder)
     computable(model)
     tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))

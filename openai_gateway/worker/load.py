@@ -18,6 +18,7 @@ import mlx.nn as nn
 import msgspec
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _download, load_adapters, load_model, load_tokenizer
+from msgspec.structs import replace
 
 from openai_gateway import reasoning
 from openai_gateway.types import Defaults, ModelInfo, ModelSpec
@@ -51,9 +52,11 @@ class Loaded:
     """Whether the caches of several rows can be joined; if not, rows are to be answered one at a time."""
 
 
-def fetch(spec: ModelSpec) -> Path:
-    """The model's folder; a hub id is downloaded first, with a progress bar on stderr, unless it is here already."""
-    return Path(_download(spec.path, revision=spec.revision))
+def fetched(spec: ModelSpec) -> ModelSpec:
+    """The entry with folders for hub ids, which are downloaded first, with a progress bar on stderr, unless they are
+    here already."""
+    draft = None if spec.draft_model is None else str(_download(spec.draft_model))
+    return replace(spec, path=str(_download(spec.path, revision=spec.revision)), draft_model=draft)
 
 
 def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noqa: B008, a frozen value
@@ -63,7 +66,7 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     read; ValueError when the model cannot do what its entry asks; else whatever mlx-lm does when it cannot load it.
     """
     formats.check(spec.tool_format)
-    folder = fetch(spec)
+    folder = Path(fetched(spec).path)
     version = revision(folder, Path(spec.adapter) if spec.adapter else None)
     # Lazily: of what is too large, only the shapes are known and no byte is read until each weight is quantized.
     model, config = load_model(folder, lazy=True)

@@ -29,8 +29,10 @@ RESERVE = 1 << 30
 """Bytes kept free for what a step computes with, and at most a quarter of what the weights leave."""
 BESIDE = 1.25
 """Times its weights are what a model needs, keys and values included; alone it is loaded with less as well."""
-SMALL_ROOM = 10**9
-"""Bytes that a small model beside large ones may use, besides `BESIDE` times its weights."""
+LEAST = 1.1
+"""Times its weights are what a model gets even where Metal keeps less than that resident."""
+SMALL_TIMES, SMALL_ROOM = 5, 10**9
+"""Times its weights, and bytes besides, are what a small model beside large ones may use."""
 SPARED = 4
 """Of the bytes that a large model's weights leave, at most one part in so many is set aside for small ones."""
 WIRED = 0.65
@@ -167,21 +169,21 @@ def _part() -> int:
 def limit(wanted: int | Literal["auto"], processes: int = 1, weights: int = 0) -> int:
     """The bytes that models may use: those asked for, or a part of the device's, divided among so many gateways.
 
-    That part is no more than Metal keeps resident, unless `weights` (in bytes) do not fit into that: then the model
-    is slow, but there.
+    That part is no more than Metal keeps resident, unless `weights` (in bytes) do not fit into that, or only just:
+    then the model is slow, but there.
     """
     if wanted != "auto":
         return wanted
-    part = _part()
-    kept = min(part, resident() or part)
-    return (kept if weights < kept // processes else part) // processes
+    part = _part() // processes
+    kept = (resident() or _part()) // processes
+    return min(part, max(kept, int(weights * LEAST)))
 
 
 def budget(wanted: int | Literal["auto"], weights: int, share: Share, *, advice: str = "") -> Budget:
     """What one model with so many bytes of weights may use, which is given to no other as long as it is loaded.
 
     With `auto` that is, of what other models leave,
-    - for a small model beside large ones, `BESIDE` times its weights and `SMALL_ROOM`, up to half of the memory for
+    - for a small model beside large ones, `SMALL_TIMES` its weights and `SMALL_ROOM`, up to half of the memory for
       models. Should that be taken it comes out of the rest of the machine's, so that none is unloaded for it;
     - for any other, an equal part for each place, or what its weights need if that is more. What small models beside
       it will take is set aside before.
@@ -204,7 +206,7 @@ def budget(wanted: int | Literal["auto"], weights: int, share: Share, *, advice:
 
 
 def _slice(weights: int) -> int:
-    return int(weights * BESIDE) + SMALL_ROOM
+    return weights * SMALL_TIMES + SMALL_ROOM
 
 
 def _too_large(wanted: int | Literal["auto"], weights: int, most: int, advice: str) -> str:

@@ -6,6 +6,7 @@ model says is the same. With a second row it does not pay any more: the passes a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -26,6 +27,10 @@ PART = 512
 """Tokens that a draft model reads in one pass."""
 PATIENCE = 8
 """Attempts that may come to nothing before that."""
+TIMED = 8
+"""Of so many steps the quickest tells how long one takes: between two of them a prompt may be kept, or another read."""
+SURE = 3
+"""Steps that are timed before the first guess."""
 
 
 def trimmable(caches: Cache) -> bool:
@@ -138,21 +143,20 @@ class Speculation:
         self._length = 4
         self._failures = 0
         self._rest = 0
-        self._step: float | None = None
-        """Seconds that a step takes, of late."""
+        self._steps: deque[float] = deque(maxlen=TIMED)
+        """Seconds that the last ones took."""
         self._stepped: float | None = None
         """When the last one had ended."""
 
     def due(self, tokens: Sequence[int]) -> bool:
         """Whether to guess what follows. Called once for each token, as a rest is measured in those."""
         self._rest = max(0, self._rest - 1)
-        return self._step is not None and self._rest == 0 and self._drafter.is_hopeful(tokens)
+        return len(self._steps) >= SURE and self._rest == 0 and self._drafter.is_hopeful(tokens)
 
     def stepped(self, now: float) -> None:
         """Tell it when a step has ended, in seconds; those are what a guess has to be better than."""
         if self._stepped is not None:
-            seconds = now - self._stepped
-            self._step = seconds if self._step is None else (3 * self._step + seconds) / 4
+            self._steps.append(now - self._stepped)
         self._stepped = now
 
     def draft(self, tokens: Sequence[int], newest: int, most: int) -> list[int]:
@@ -160,14 +164,16 @@ class Speculation:
         if most <= 0:
             return []
         drafted = self._drafter.draft(tokens, newest, min(self._length, most))
-        if drafted == []:
+        if drafted is None:
+            self._stepped = None  # the device reads for the drafter beside the next step
+        elif not drafted:
             self._fail()
         return drafted or []
 
     def learn(self, drafted: int, accepted: int, seconds: float) -> None:
         """Tell it what came of its last guess, and how long that took, from the drafting on."""
         self._stepped = None  # the step behind this one has nothing to wait for
-        if not accepted or (self._step is not None and seconds >= (accepted + 1) * self._step):
+        if not accepted or (self._steps and seconds >= (accepted + 1) * min(self._steps)):
             self._fail()
             self._length = max(1, self._length // 2)
             return

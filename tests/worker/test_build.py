@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from msgspec.structs import replace
 
@@ -53,11 +54,12 @@ def test_a_model_is_tried_out_before_it_is_served(llama: Path) -> None:
     loaded = load(spec, ORDER)
     model = Calls(loaded.model)
     loaded = dataclasses.replace(loaded, model=model)
-    build(loaded, spec, ORDER)
+    order = replace(ORDER, prefill_step=64)
+    build(loaded, spec, order)
     assert model.shapes == [(1, 33), (1, 1)]
     model.failures = 1
     with pytest.raises(RuntimeError, match="out of memory"):
-        build(loaded, spec, ORDER)
+        build(loaded, spec, order)
 
 
 # Guesses
@@ -146,7 +148,11 @@ def test_a_gpu_that_has_the_memory_reads_prompts_in_larger_parts(
     monkeypatch: pytest.MonkeyPatch, device: str, limit: int, snapshots: bool, step: int
 ) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, device)))
-    assert _prefill_step(Budget(limit * 10**9, 12 * 10**9), snapshots=snapshots) == step
+    budget, model = Budget(limit * 10**9, 12 * 10**9), nn.Module()
+    assert _prefill_step(budget, model, snapshots=snapshots) == step
+    model.attention = nn.Module()
+    model.attention.kv_lora_rank = 512  # keeps every score, wherever it is computed
+    assert _prefill_step(budget, model, snapshots=snapshots) == 512
 
 
 def test_quantized_keys_and_values_are_answered_one_row_at_a_time(tmp_path: Path) -> None:

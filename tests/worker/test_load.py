@@ -15,7 +15,8 @@ from mlx_lm.generate import BatchGenerator
 from openai_gateway.errors import Crowded
 from openai_gateway.types import Defaults, ModelSpec, Share
 from openai_gateway.worker import memory, wire
-from openai_gateway.worker.load import Loaded, keep_wired_limit, load
+from openai_gateway.worker.load import Loaded, fetched, keep_wired_limit, load
+from openai_gateway.worker.memory import LEAST
 from tests.support import CONFIG
 from tests.worker import tiny
 
@@ -228,6 +229,23 @@ def test_a_model_for_which_others_leave_too_little_is_told_from_one_that_is_too_
         load(spec, wire.Engine(memory=1000, share=Share(taken=most)))
 
 
+def test_the_draft_model_is_fetched_with_the_model_it_drafts_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"  # where both were downloaded before, as there is no network here
+    for name in ("large", "small"):
+        folder = hub / f"models--somebody--{name}"
+        (folder / "snapshots" / "1").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec = fetched(ModelSpec(id="m", path="somebody/large", draft_model="somebody/small"))
+    assert Path(spec.path) == hub / "models--somebody--large" / "snapshots" / "1"
+    assert spec.draft_model == str(hub / "models--somebody--small" / "snapshots" / "1")
+    assert fetched(spec) == spec
+
+
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Makes this a Mac with so many bytes of memory, so many of which Metal keeps resident."""
@@ -245,7 +263,7 @@ def test_weights_that_metal_does_not_keep_resident_are_loaded_and_warned_of_once
     folder = tiny.save(tmp_path, tiny.LLAMA)
     size = loaded(folder).budget.weights
     mac(2 * size, size // 2)
-    assert loaded(folder, quantization="none").budget.limit == size * 3 // 2
+    assert loaded(folder, quantization="none").budget.limit == int(size * LEAST)
     assert [record.levelname for record in caplog.records if "resident on this machine" in record.message] == [
         "WARNING"
     ]

@@ -20,6 +20,8 @@ from openai_gateway.worker.speculation import (
     PART,
     PATIENCE,
     REST,
+    SURE,
+    TIMED,
     Drafter,
     DraftModel,
     Lookup,
@@ -354,12 +356,20 @@ class Fixed:
         return [1] * min(self._guess, count)
 
 
+class Behind:
+    def is_hopeful(self, _: Sequence[int]) -> bool:
+        return True
+
+    def draft(self, tokens: Sequence[int], newest: int, count: int) -> None:
+        """It has more to read."""
+
+
 def measured(drafter: Drafter) -> Speculation:
     """Guesses beside steps that take a second each."""
     guesses = Speculation(drafter)
-    for now in (0.0, 1.0):
+    for now in range(1 + SURE):
         assert not guesses.due([])
-        guesses.stepped(now)
+        guesses.stepped(float(now))
     return guesses
 
 
@@ -374,9 +384,28 @@ def test_a_guess_that_takes_longer_than_the_steps_that_it_spares_does_not_pay(se
 
 def test_a_step_is_timed_from_the_one_before_and_not_across_a_guess() -> None:
     guesses = measured(Fixed(4))
-    guesses.learn(4, 4, 1.0)
-    for now in (100.0, 101.0):
+    for now in range(100, 100 + 10 * TIMED, 10):
+        guesses.learn(4, 4, 1.0)
+        guesses.stepped(float(now))
+    for _ in range(PATIENCE):
+        guesses.learn(4, 2, 3.1)
+    assert not guesses.due([])
+
+
+def test_what_lies_between_two_steps_now_and_then_is_no_part_of_them() -> None:
+    guesses = Speculation(Fixed(4))
+    for now in (0.0, 50.0, 51.0, 52.0, 90.0):  # a prompt was kept, and another one was read
         guesses.stepped(now)
+    for _ in range(PATIENCE):
+        guesses.learn(4, 2, 3.1)
+    assert not guesses.due([])
+
+
+def test_steps_beside_which_a_drafter_reads_are_not_timed() -> None:
+    guesses = measured(Behind())
+    for now in range(100, 100 + 10 * TIMED, 10):
+        assert guesses.draft([], 0, 4) == []
+        guesses.stepped(float(now))
     for _ in range(PATIENCE):
         guesses.learn(4, 2, 3.1)
     assert not guesses.due([])
