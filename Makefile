@@ -68,8 +68,9 @@ develop: .venv/.installed-dev
 serve: install
 	$(BIN)/python -m openai_gateway serve $(call option,HOST,host) $(call option,PORT,port) $(call option,MODEL,model)
 
+# On two cores, a file's tests on one of them: they share the servers that it starts.
 test: develop
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: develop
 	$(BIN)/ruff check .
