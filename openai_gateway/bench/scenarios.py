@@ -11,7 +11,7 @@ from random import uniform
 from openai_gateway.bench.desk import Desk
 from openai_gateway.bench.hits import hits
 from openai_gateway.bench.load import Answer, Failed, Reading
-from openai_gateway.bench.prompts import Messages
+from openai_gateway.bench.prompts import QUESTION, Messages
 from openai_gateway.bench.sheet import (
     ABOVE_IDLE,
     CACHED,
@@ -104,11 +104,12 @@ async def repeat(desk: Desk) -> None:
 
 
 async def turns(desk: Desk) -> None:
-    """A conversation, and its next turn."""
+    """A conversation, and its next turn: a short question, of as many tokens whatever the tokenizer makes of a word."""
     messages = desk.writer.conversation(desk.plan.words(5000))
+    question = {"role": "user", "content": desk.writer.words(desk.plan.words(QUESTION))}
 
     def following(reading: Reading) -> Messages:
-        return [*messages, {"role": "assistant", "content": reading.text}, *desk.writer.question()]
+        return [*messages, {"role": "assistant", "content": reading.text}, question]
 
     await desk.cold_and_warm(messages, following, "next turn")
 
