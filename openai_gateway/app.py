@@ -58,7 +58,8 @@ from openai_gateway.sse import ClientGone
 logger = logging.getLogger(__name__)
 
 EXPOSED = (
-    *("x-request-id", "x-cache", "x-prefix-cache", "openai-processing-ms", "retry-after", "retry-after-ms"),
+    *("x-request-id", "x-cache", "x-prefix-cache", "openai-processing-ms"),
+    *("retry-after", "retry-after-ms", "x-should-retry"),
     *(f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
 )
 """Headers that pages of other origins may read."""
@@ -251,7 +252,7 @@ def _serve_one(settings: Settings, session_key: str | None, listeners: list[sock
             max_connections_per_ip=settings.max_connections_per_ip,
             write_timeout=settings.write_timeout,
             keep_alive=settings.keep_alive,
-            proxies=settings.trusted_proxies,
+            proxies=settings.proxies,
         ),
         tls=tls,
         drain_timeout=settings.drain_timeout,

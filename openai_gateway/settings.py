@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +45,8 @@ from openai_gateway.types import Limits
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """The names to answer to where the server is bound to the machine it runs on."""
+
+IPV4_LOOPBACK, IPV6_LOOPBACK = IPv4Address("127.0.0.1"), IPv6Network("::1")
 
 
 class SettingsError(ValueError):
@@ -98,7 +101,9 @@ class Settings(BaseSettings):
     tls_key: File | None = Field(None, description="PEM file with the key of `tls_certificate`.")
     require_https: bool = Field(False, description="Refuse what came over plain HTTP, also to a trusted proxy.")
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
-        (), description="Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto headers are believed."
+        (),
+        description="Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto headers are believed; 127.0.0.1 "
+        "is ::1 as well.",
     )
 
     rate_limits: Literal["auto", "on", "off"] = Field(
@@ -248,6 +253,12 @@ class Settings(BaseSettings):
     def exposed(self) -> bool:
         """Whether others than this machine's users can reach the gateway."""
         return not self.loopback or bool(self.trusted_proxies)
+
+    @property
+    def proxies(self) -> tuple[IPvAnyNetwork, ...]:
+        """`trusted_proxies`; a proxy on this machine that is sent to `localhost` comes from either of its addresses."""
+        local = any(IPV4_LOOPBACK in network for network in self.trusted_proxies)
+        return (*self.trusted_proxies, IPV6_LOOPBACK) if local else self.trusted_proxies
 
     @property
     def keys_file(self) -> Path:

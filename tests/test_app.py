@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from openai_gateway.access.permissions import OPEN, needed
 from openai_gateway.app import _serve_share, certificate, create_app
 from openai_gateway.server import listening
 from openai_gateway.settings import Settings, SettingsError
-from tests.support import MODEL, Guarded, Server, running
+from tests.support import MODEL, Guarded, Server, ipv6, running
 
 
 def test_unknown_urls_and_wrong_methods_are_answered_in_the_envelope(http: httpx2.Client) -> None:
@@ -80,7 +81,7 @@ def test_no_origin_is_let_in_unless_it_is_configured(http: httpx2.Client, tmp_pa
         assert answer.headers["access-control-allow-origin"] == "https://chat.example"
         plain = httpx2.get(f"{server.url}/v1/models", headers={"origin": "https://chat.example"})
         exposed = plain.headers["access-control-expose-headers"].split(", ")
-        assert {"x-request-id", "x-prefix-cache"} <= set(exposed)
+        assert {"x-request-id", "x-prefix-cache", "x-should-retry"} <= set(exposed)
 
 
 def test_a_body_that_is_too_large_is_a_413(http: httpx2.Client) -> None:
@@ -164,6 +165,19 @@ def test_the_log_has_a_line_for_each_request_and_no_prompt(tmp_path: Path) -> No
     assert (line["method"], line["status"], line["model"]) == ("POST", 200, MODEL)
     assert "xyzzy" not in server.log.read_text()
     assert "hidden" not in server.log.read_text()
+
+
+@ipv6
+def test_a_trusted_proxy_on_this_machine_may_come_from_its_other_address(tmp_path: Path) -> None:
+    key = "of-a-proxy-and-its-clients"
+    headers = {"authorization": f"Bearer {key}", "x-forwarded-proto": "https", "x-forwarded-for": "203.0.113.9"}
+    with running(
+        tmp_path, trusted_proxies="127.0.0.1", require_https=True, max_connections_per_ip=1, api_key=key
+    ) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("::1", port)), httpx2.Client(base_url=f"http://[::1]:{port}") as http:
+            assert http.get("/v1/models", headers=headers).status_code == 200
+        assert "203.0.113.9" in server.log.read_text()
 
 
 def test_the_gateway_process_has_one_child_for_each_loaded_model(gateway: Server) -> None:

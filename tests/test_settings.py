@@ -333,6 +333,15 @@ def test_trusted_proxies_are_addresses_and_networks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("listed", "more"),
+    [("127.0.0.1", ["::1/128"]), ("127.0.0.0/8", ["::1/128"]), ("10.0.0.0/8,fd00::/8", []), ("", [])],
+)
+def test_a_proxy_on_this_machine_is_trusted_at_both_of_its_addresses(listed: str, more: list[str]) -> None:
+    settings = Settings(trusted_proxies=listed)
+    assert [str(network) for network in settings.proxies[len(settings.trusted_proxies) :]] == more
+
+
+@pytest.mark.parametrize(
     ("options", "exposed"),
     [({}, False), ({"host": "0.0.0.0"}, True), ({"host": "::1"}, False), ({"trusted_proxies": "127.0.0.1"}, True)],
 )

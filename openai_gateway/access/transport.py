@@ -31,9 +31,9 @@ class RequireHttps:
 
 def proxies(settings: Settings) -> list[Middleware]:
     """Has everything behind it see the client, and not the trusted proxy that it came through."""
-    if not settings.trusted_proxies:
+    if not settings.proxies:
         return []
-    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=[str(network) for network in settings.trusted_proxies])]
+    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=[str(network) for network in settings.proxies])]
 
 
 def https(settings: Settings) -> list[Middleware]:

@@ -43,6 +43,8 @@ class MLXProvider:
         """What the first worker was given; those that replace it have the same."""
         # Pending while none runs, before the first one and between two; failed once this is closed.
         self._worker: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._dead: Worker | None = None
+        """The last one that was gone; its process may not be yet."""
         self._supervisor: asyncio.Task[None] | None = None
         self._suspects = Suspects()
         self.restarts = 0
@@ -101,7 +103,7 @@ class MLXProvider:
 
     async def close(self) -> None:
         """End the worker and wait until its memory is given back; no request finds it any more."""
-        worker = self._running
+        worker = self._running or self._dead
         if self._worker.done():
             self._worker = asyncio.get_running_loop().create_future()
         self._worker.set_exception(Unavailable(f"The model `{self._spec.id}` was unloaded."))
@@ -120,7 +122,7 @@ class MLXProvider:
                 attempts = itertools.count()
             self._suspects.died(worker.running)
             # Before the end, so that what it fails finds the next worker, not this one again.
-            self._worker = asyncio.get_running_loop().create_future()
+            self._dead, self._worker = worker, asyncio.get_running_loop().create_future()
             await worker.end()
             worker = await self._replacement(attempts)
             self._worker.set_result(worker)

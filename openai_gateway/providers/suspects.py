@@ -21,7 +21,9 @@ TERM = 600.0
 class Suspects:
     """Tells the client of the request that was there each time that a worker died, if it was the only such one.
 
-    Whoever runs beside what ends them is never the only one, for that is always there as well. `clock` is in seconds.
+    Whoever runs beside what ends them is never the only one, for that is always there as well. Of requests that always
+    come together none is blamed: one client may have sent them all, or an innocent one may try again each time as well.
+    `clock` is in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,7 +47,7 @@ class Suspects:
 
         Who sends it again all the same may have it: it may have been somebody at a terminal who ended the workers.
         """
-        if self._blamed and _digest(request) in self._blamed:
+        if self._blamed and self._clock() < self._until and _digest(request) in self._blamed:
             raise ModelFailed(
                 "The model's worker ended each of the last times that this request was being answered. The server's "
                 "log says how; a shorter prompt may pass."

@@ -392,6 +392,22 @@ async def test_requests_wait_for_the_next_worker_though_the_last_one_is_not_gone
 
 
 @pytest.mark.anyio
+async def test_a_model_is_not_closed_before_a_worker_that_was_just_being_ended_has_given_back_its_memory() -> None:
+    async with asyncio.timeout(30), hanging(Stuck) as (worker, _):
+        provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
+        provider._worker.set_result(worker)
+        provider._supervisor = asyncio.create_task(provider._supervise(worker))
+        worker._tasks[1].cancel()  # as if it had been silent for too long
+        while provider.info is not None:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(provider.close())
+        assert not (await asyncio.wait({closing}, timeout=0.3))[0]
+        subprocess.Popen.kill(worker._process)
+        await closing
+        assert worker._process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.anyio
 async def test_why_a_worker_ended_while_it_loaded_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     provider = MLXProvider(ModelSpec(id="m", path=str(ROOT / "openai_gateway" / "demo")), Settings())
 

@@ -66,3 +66,11 @@ def test_a_death_long_ago_counts_for_nothing() -> None:
     assert seen.blamed("k") == ""
     seen.of("k")
     assert seen.blamed("k") == "k"
+
+
+def test_blame_ends_with_the_memory_of_the_death() -> None:
+    seen = Deaths()
+    seen.of("k")
+    seen.of("k")
+    seen.now += TERM
+    assert seen.blamed("k") == ""
