@@ -32,6 +32,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
+LONGEST = 2000
+"""Characters of a message. What a client wrote may be repeated in it, and a request can be one name of 32 MiB."""
+
 
 class GatewayError(Exception):
     """Anything that a client is told about. `message` never holds a trace, a path or a key."""
@@ -42,6 +45,8 @@ class GatewayError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
         super().__init__(message)
         self.message = message
         self.param = param

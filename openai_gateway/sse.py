@@ -101,12 +101,16 @@ class EventStream(Response):
         except asyncio.CancelledError:  # the server ends before the stream does
             await _end(writing)
             if self._sent:
-                await self._send(send, _error(Unavailable("The server is shutting down.")))
-                await send({"type": "http.response.body", "body": DONE})
+                if writing.cancelled():
+                    await self._send(send, _error(Unavailable("The server is shutting down.")))
+                await self._finish(send)
             raise
         await _end(writing)
         if not writing.cancelled():
             writing.result()
+            # Behind all that was to be cleaned up: with the end of the answer a client may ask again at once, and
+            # must not find itself still in progress.
+            await self._finish(send)
 
     async def _until_left(self, receive: Receive, send: Send, writing: asyncio.Future[None]) -> None:
         comments = asyncio.ensure_future(self._comment(send))
@@ -126,7 +130,9 @@ class EventStream(Response):
             except Exception:
                 logger.exception("a stream failed")
                 await self._send(send, _error(GatewayError("The server failed on this request.")))
-            await send({"type": "http.response.body", "body": DONE})
+
+    async def _finish(self, send: Send) -> None:
+        await send({"type": "http.response.body", "body": DONE})
 
     async def _send(self, send: Send, chunk: bytes) -> None:
         self._sent = asyncio.get_running_loop().time()

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from openai_gateway import errors
-from openai_gateway.errors import ContextLengthExceeded, GatewayError
+from openai_gateway.errors import LONGEST, ContextLengthExceeded, GatewayError, ModelNotFound
 
 
 def every(kind: type[GatewayError] = GatewayError) -> list[type[GatewayError]]:
@@ -26,6 +26,15 @@ def test_every_error_has_the_four_keys_and_survives_the_pipe(kind: type[GatewayE
 def test_the_docstring_draws_the_tree() -> None:
     drawn = set(re.findall(r"([A-Z]\w+) +\d{3}", errors.__doc__ or ""))
     assert drawn == {kind.__name__ for kind in every() if kind.__module__ == errors.__name__}
+
+
+def test_what_a_client_wrote_is_not_repeated_without_end() -> None:
+    usual = ModelNotFound.named("m" * 256).message
+    assert usual == f"The model `{'m' * 256}` does not exist or you do not have access to it."
+    error = ModelNotFound.named("m" * 10**6)
+    assert error.message.startswith("The model `mmm")
+    assert error.message.endswith("mmm` does not exist or you do not have access to it.")
+    assert max(len(error.message), len(str(error))) < LONGEST + 10
 
 
 def test_an_overflow_has_the_words_that_each_client_looks_for() -> None:

@@ -44,6 +44,49 @@ async def test_frames_are_followed_by_done() -> None:
     assert await respond(some("a", "b")) == [b"data: a\n\n", b"data: b\n\n", b"data: [DONE]\n\n"]
 
 
+@pytest.mark.parametrize("pause", [0, 0.01])
+async def test_nothing_is_left_to_do_when_the_end_is_sent(pause: float) -> None:
+    turns: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        if not message.get("more_body", message["type"] == "http.response.start"):
+            asyncio.get_running_loop().call_soon(turns.append, "of a client that has read the end")
+
+    await EventStream(some("a", pause=pause), keep_alive=60)({"type": "http"}, receive, send)
+    assert not turns
+    await asyncio.sleep(0)
+    assert len(turns) == 1
+
+
+async def test_a_whole_answer_is_not_followed_by_an_error_when_the_server_ends() -> None:
+    ending, ended = asyncio.Event(), asyncio.Event()
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ending.set()
+            await ended.wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    stream = EventStream(some("a", pause=0.01), keep_alive=0)({"type": "http"}, receive, send)
+    task = asyncio.ensure_future(stream)
+    await ending.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [message["body"] for message in sent[1:]] == [b"data: a\n\n", b"data: [DONE]\n\n"]
+    ended.set()
+
+
 async def test_silence_is_filled_with_comments_and_only_silence() -> None:
     body = await respond(some("a", pause=0.25), keep_alive=0.1)
     assert body == [b": keepalive\n\n"] * 2 + [b"data: a\n\n", b"data: [DONE]\n\n"]

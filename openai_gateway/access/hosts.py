@@ -31,7 +31,7 @@ class Hosts:
             return
         refusal: GatewayError | None = None
         try:
-            host = sole_host(scope["headers"])
+            host = sole_host(scope["headers"], required=scope["http_version"] != "1.0")
             if not self._allows(host) and needed(scope["method"], scope["path"]) != OPEN:
                 refusal = PermissionDenied("This server does not answer to the name in the Host header.")
         except InvalidRequest as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import pydantic_core
@@ -21,6 +22,8 @@ KINDS: Mapping[str, type | tuple[type, ...]] = {
     "type": (str, list),
 }
 """What the value of a keyword must be: chat templates and readers of tool calls look into schemas as well."""
+
+TOO_LONG = f"it is longer than {MOST} characters"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
@@ -152,17 +155,24 @@ def schema_text(schema: dict[str, Any], what: str, param: str, code: str | None 
 
     LangChain knows a refused schema by the words `Invalid schema for response_format`.
     """
-    begin = f"Invalid schema for {what}: "
+    try:
+        return _text(schema)
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid schema for {what}: {error}.", param=param, code=code) from None
+
+
+def _text(schema: dict[str, Any]) -> str:
+    """The same; raises ValueError, with the reason. Its size comes first: the event loop waits for every look at it."""
     if _depth(schema) > DEEPEST:
-        raise InvalidRequest(f"{begin}it is more than {DEEPEST} levels deep.", param=param, code=code)
-    if (keyword := _misused(schema)) is not None:
-        raise InvalidRequest(f"{begin}'{keyword}' has a value of the wrong type.", param=param, code=code)
+        raise ValueError(f"it is more than {DEEPEST} levels deep")
     try:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     except ValueError:
-        raise InvalidRequest(f"{begin}it holds a number that is not finite.", param=param, code=code) from None
+        raise ValueError("it holds a number that is not finite") from None
     if len(text) > MOST:
-        raise InvalidRequest(f"{begin}it is longer than {MOST} characters.", param=param, code=code)
+        raise ValueError(TOO_LONG)
+    if (keyword := _misused(schema)) is not None:
+        raise ValueError(f"'{keyword}' has a value of the wrong type")
     return text
 
 
@@ -183,7 +193,17 @@ def _misused(schema: Any) -> str | None:
     return None
 
 
-def _depth(value: Any) -> int:
-    """Of a value that was read from JSON, where no more than 200 levels can be."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, children), default=0)
+def _depth(schema: Any) -> int:
+    """Levels of it. Raises ValueError for more values than it may have characters: each takes one at least."""
+    depth, size, level = 0, 0, [schema]
+    while level:
+        depth, size = depth + 1, size + len(level)
+        if size > MOST:
+            raise ValueError(TOO_LONG)
+        inner = (child for value in level for child in _inner(value))
+        level = list(islice(inner, MOST + 1 - size))
+    return depth
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -96,12 +96,12 @@ class Layout:
             offsets.append(self._offset)
             # A token that begins a prompt without standing in it was put there by the tokenizer. Of the tokens that
             # make up one character, the last one has it.
-            if entry.logprob is not None or text.startswith(entry.token):
+            if entry.logprob is not None or _starts(text, entry.raw):
                 self._offset += len(self._decoder.decode(entry.raw))
         return Arrays(
             text_offset=offsets,
             token_logprobs=[None if e.logprob is None else max(e.logprob, FLOOR) for e in entries],
-            tokens=[entry.token for entry in entries],
+            tokens=[_spelled(entry.token, entry.raw) for entry in entries],
             top_logprobs=[_top(entry) for entry in entries],
         )
 
@@ -118,5 +118,22 @@ def _top(entry: TokenLogprob) -> dict[str, float] | None:
     """The likeliest tokens and always the actual one as well: lm-eval-harness compares the two."""
     if entry.logprob is None:
         return None
-    top = {token: max(value, FLOOR) for token, _, value in reversed(entry.top)}
-    return top | {entry.token: max(entry.logprob, FLOOR)}
+    top = {_spelled(token, raw): max(value, FLOOR) for token, raw, value in reversed(entry.top)}
+    return top | {_spelled(entry.token, entry.raw): max(entry.logprob, FLOOR)}
+
+
+def _spelled(token: str, raw: bytes) -> str:
+    """A token's text. A part of a character is `bytes:` and its bytes, as in OpenAI's old models.
+
+    The arrays hold no bytes besides, and as text all such tokens are the same.
+    """
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + raw.decode("ascii", "backslashreplace")
+    return token
+
+
+def _starts(text: str, raw: bytes) -> bool:
+    """Whether a text begins with a token, which may be a part of its first character."""
+    return text[: len(raw)].encode(errors="replace").startswith(raw)

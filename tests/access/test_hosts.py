@@ -78,9 +78,29 @@ async def test_a_request_needs_exactly_one_host_that_is_one(hosts: list[bytes]) 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host) for host in hosts]}
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "GET", "path": "/",
+        "headers": [(b"host", host) for host in hosts],
+    }  # fmt: skip
     await Hosts(app, LOOPBACK)(scope, receive, send)
     assert sent[0]["status"] == 400
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("path", "status"), [("/health/ready", 200), ("/", 403)])
+async def test_in_http_1_0_no_host_is_a_name_like_any_other(path: str, status: int) -> None:
+    """As HAProxy asks, unless it is told to ask otherwise."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "1.0", "method": "GET", "path": path, "headers": []}
+    await Hosts(PlainTextResponse("ok"), LOOPBACK)(scope, receive, send)
+    assert sent[0]["status"] == status
 
 
 @pytest.fixture

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from openai_gateway.api.completions import CompletionBody
+from openai_gateway.api.formats import schema_text
+from openai_gateway.errors import InvalidRequest
 from openai_gateway.types import Grammar
+from openai_gateway.worker.schema import MOST
 from tests.api.asking import chat_body, chat_request, refusal
 
 SCHEMA = {"type": "object", "properties": {"b": {"const": 10**25}, "a": {"type": "string"}}}
@@ -120,6 +124,28 @@ def test_a_schema_that_is_too_deep_is_refused_in_the_words_that_langchain_knows(
     assert chat_request(response_format=json_schema(schema=deep)).grammar is not None
     error = refusal(response_format=json_schema(schema={"not": deep}))
     assert error.message.startswith("Invalid schema for response_format 'it': ")
+
+
+class Counted(list[Any]):
+    """Knows how often one of its items was looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            self.looks += 1
+            yield item
+
+
+@pytest.mark.parametrize(
+    ("items", "most"),
+    [(Counted([0] * 3 * MOST), MOST), (Counted(["a name"] * 20_000), 2 * 20_000)],  # the latter are written out as well
+    ids=["many", "long"],
+)
+def test_a_schema_is_not_looked_into_before_its_size_is_known(items: Counted, most: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"longer than {MOST} characters"):
+        schema_text({"required": items}, "it", "guided_json")
+    assert 0 < items.looks <= most
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,25 @@ def test_the_arrays_are_what_the_sdk_renders(tokens: list[TokenLogprob]) -> None
     assert list(json.loads(rendered)) == list(Logprobs.model_fields)
 
 
+def test_parts_of_characters_are_told_apart_by_their_bytes() -> None:
+    part = TokenLogprob(
+        "\ufffd", b"\xe4", -3.0, (("\ufffd", b"\xe5", -0.2), (" \ufffd", b" \xe4", -4.0), ("ä", b"\xc3\xa4", -5.0))
+    )
+    arrays = Layout().arrays([part], "")
+    assert arrays.tokens == [r"bytes:\xe4"]
+    assert arrays.top_logprobs == [{r"bytes:\xe4": -3.0, r"bytes:\xe5": -0.2, r"bytes: \xe4": -4.0, "ä": -5.0}]
+    (entry,) = entries([part])
+    assert (entry.token, entry.bytes, entry.top_logprobs[0].token) == ("\ufffd", [0xE4], "\ufffd")
+
+
+def test_offsets_count_a_character_where_its_last_part_ends_also_the_first_of_a_prompt() -> None:
+    first, *others = (bytes([byte]) for byte in "中a".encode())
+    prompt = [TokenLogprob("\ufffd", first, None), *(TokenLogprob("\ufffd", raw, -1.0) for raw in others)]
+    assert Layout().arrays(prompt, "中a").text_offset == [0, 0, 0, 1]
+    begin = TokenLogprob("<s>", b"<s>", None)
+    assert Layout().arrays([begin, TokenLogprob("a", b"a", -1.0)], "a").text_offset == [0, 0]
+
+
 @pytest.mark.anyio
 async def test_a_whole_answer_is_made_in_parts_between_which_others_have_their_turn() -> None:
     turns = 0

@@ -125,6 +125,7 @@ def test_without_tools_nothing_can_be_chosen(tools: Any) -> None:
         ([function(parameters={"type": "array"})], "tools[0].function.parameters"),
         ([function(parameters={"type": None})], "tools[0].function.parameters"),
         ([function(parameters={"description": "x" * 300_000})], "tools[0].function.parameters"),
+        ([function(f"f{n}", parameters={"description": "x" * 100_000}) for n in range(11)], "tools"),
     ],
 )  # fmt: skip
 def test_tools_that_cannot_be_are_refused_by_their_place(tools: list[dict[str, Any]], param: str) -> None:
