@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import cachetools
 import msgspec
@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 PATIENCE = 0.05
 """Seconds that a Redis gets for one call …"""
 PAUSE = 1.0
-"""… and for which it is left alone when it took longer, or is gone."""
+"""… and for which it is not called for the same again when it took longer, or is gone."""
+REMINDER = 60.0
+"""Seconds until the log says once more that it refuses something."""
 CONNECTIONS = 16
 OVERHEAD = 512
 """Bytes that an answer takes besides its own."""
@@ -176,11 +178,12 @@ class RedisStore:
         self._ttl = max(1, int(ttl))
         self._patience = patience
         self._clock = clock
-        self._resume = 0.0
+        self._resume = {"find": 0.0, "keep": 0.0}
+        self._remind = -math.inf
 
     async def get(self, key: bytes) -> bytes | None:
         """The value, None where there is none or no Redis."""
-        reply = await self._unless_slow(lambda: self._redis.get(PREFIX + key.hex()))
+        reply = await self._unless_slow("find", lambda: self._redis.get(PREFIX + key.hex()))
         if not isinstance(reply, bytes):
             return None
         try:
@@ -192,23 +195,30 @@ class RedisStore:
     async def put(self, key: bytes, value: bytes) -> None:
         """Keep a value; lost where there is no Redis."""
         content = _encode((key, value))
-        await self._unless_slow(lambda: self._redis.set(PREFIX + key.hex(), content, ex=self._ttl))
+        await self._unless_slow("keep", lambda: self._redis.set(PREFIX + key.hex(), content, ex=self._ttl))
 
     async def close(self) -> None:
         """Close its connections."""
         await self._redis.aclose()
 
-    async def _unless_slow(self, call: Callable[[], Awaitable[object]]) -> object:
+    async def _unless_slow(self, purpose: Literal["find", "keep"], call: Callable[[], Awaitable[object]]) -> object:
         """What the call returns; None where that takes too long or fails. A call that ends early takes its connection
         with it, so that no later one is given its reply."""
-        from redis.exceptions import RedisError
+        from redis.exceptions import RedisError, ResponseError
 
-        if self._clock() < self._resume:
+        if self._clock() < self._resume[purpose]:
             return None
         try:
             async with asyncio.timeout(self._patience):
                 return await call()
+        except ResponseError as error:  # a full one still finds what it has
+            self._refused(purpose, error)
         except (TimeoutError, OSError, RedisError) as error:
-            self._resume = self._clock() + PAUSE
-            logger.warning("no Redis to keep answers in: %s", type(error).__name__)
-            return None
+            self._resume[purpose] = self._clock() + PAUSE
+            logger.warning("no Redis to %s answers in: %s", purpose, type(error).__name__)
+        return None
+
+    def _refused(self, purpose: str, error: Exception) -> None:
+        if self._clock() >= self._remind:
+            self._remind = self._clock() + REMINDER
+            logger.warning("Redis refuses to %s an answer: %s", purpose, error)

@@ -24,15 +24,15 @@ class Record:
     def __init__(self, limit: int) -> None:
         """`limit` is how many characters are remembered; of a longer answer nothing is."""
         self.started: Started | None = None
+        self.size = 0
         self._limit = limit
-        self._size = 0
         self._echo: Echo | None = None
         self._deltas: dict[int, list[Delta]] = {}
 
     @property
     def whole(self) -> bool:
         """Whether it holds all that came."""
-        return self._size <= self._limit
+        return self.size <= self._limit
 
     @property
     def events(self) -> tuple[Kept, ...]:
@@ -52,9 +52,9 @@ class Record:
             self.started = event
         elif isinstance(event, Echo):
             self._echo = event
-            self._size += size(Delta(0, event.text, logprobs=event.logprobs))
+            self.size += size(Delta(0, event.text, logprobs=event.logprobs))
         elif isinstance(event, Delta):
-            self._size += size(event)
+            self.size += size(event)
             pile = self._deltas.setdefault(event.index, [])
             pile.append(event)
             if len(pile) == PIECES:
@@ -92,7 +92,7 @@ class Flight:
 
     async def read(self) -> AsyncGenerator[Event]:
         """The events, from the first on. Raises what the source raises, and `SlowClient`."""
-        unread = Unread(self._limit)
+        unread = Unread(self._limit + self.record.size)  # what was there before it came is not its fault
         for past in self.record.events:
             unread.put(past)
         self._readers[unread] = None

@@ -21,7 +21,7 @@ from openai_gateway import providers
 from openai_gateway.errors import Conflict, Crowded, GatewayError, ModelNotFound, Unavailable
 from openai_gateway.settings import Settings
 from openai_gateway.slots import Slot, State
-from openai_gateway.types import ModelInfo, ModelSpec, Provider, Share
+from openai_gateway.types import Limits, ModelInfo, ModelSpec, Provider, Share
 from openai_gateway.worker.revision import revision
 
 logger = logging.getLogger(__name__)
@@ -31,10 +31,21 @@ ALL_PINNED = "Every model that may be loaded at once is pinned."
 NO_ROOM = "Every model that may be loaded at once is in use; please try again."
 
 
-def _revision(spec: ModelSpec) -> str | None:
-    """Of a model's folder as it is now; None for a hub id, whose folder only its worker finds."""
+def _revision(spec: ModelSpec, last: str) -> str:
+    """Of a model's folder, whose path is absolute, as it is now, empty where it cannot be read; the `last` known one of
+    a hub id, whose folder only its worker finds."""
     folder = Path(spec.path)
-    return revision(folder, Path(spec.adapter) if spec.adapter else None) if folder.is_dir() else None
+    try:
+        return revision(folder, Path(spec.adapter) if spec.adapter else None) if folder.is_absolute() else last
+    except OSError:
+        return ""
+
+
+def _answering(spec: ModelSpec) -> ModelSpec:
+    """What of an entry can change an answer. `memory` does so only by the quantization that comes of it."""
+    return msgspec.structs.replace(
+        spec, id="", aliases=(), idle_timeout=None, preload=False, memory=None, limits=Limits()
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -83,11 +94,11 @@ class Registry:
         """What tells a model's answers from those of another one, or of other files of it; None where nobody knows."""
         slot = self._slot(name)
         info = slot.provider.info if slot.provider else None
-        slot.known = info or slot.known
-        if slot.known is None or not slot.known.revision:
+        known = slot.known = info or slot.known
+        if known is None or not known.revision:
             return None
-        files = slot.known.revision if info else _revision(slot.spec)
-        return msgspec.msgpack.encode((slot.spec, files or slot.known.revision, slot.known.quantization))
+        files = known.revision if info else _revision(slot.spec, known.revision)
+        return msgspec.msgpack.encode((_answering(slot.spec), files, known.quantization)) if files else None
 
     def loaded(self) -> Iterator[tuple[ModelSpec, Provider]]:
         """The models that are loaded, with who answers for them."""

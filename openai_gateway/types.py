@@ -154,7 +154,7 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 class Started(Struct, frozen=True, array_like=True, tag="started"):
     """The request was accepted: nothing about its input can be refused from here on.
 
-    It comes when the prompt begins to be read; for a request that has to wait once before as well, with nothing cached.
+    It comes when the prompt begins to be read; for a request that has to wait once before as well, `queued`.
     """
 
     prompt_tokens: int
@@ -164,6 +164,8 @@ class Started(Struct, frozen=True, array_like=True, tag="started"):
     """How many tokens the prompt has in common with what is cached, of which not all may be usable."""
     answer: Literal["hit", "miss", "bypass"] = "bypass"
     """Whether the answer was there already, was looked for in vain, or was not looked for."""
+    queued: bool = False
+    """Whether it has to wait, so that nobody has looked yet for what is cached."""
 
 
 class Progress(Struct, frozen=True, array_like=True, tag="progress"):

@@ -13,7 +13,18 @@ import msgspec
 import pytest
 from msgspec.structs import fields, replace
 
-from openai_gateway.cache import CONNECTIONS, OVERHEAD, PREFIX, SHARE, Answers, Kept, RedisStore, deterministic, digest
+from openai_gateway.cache import (
+    CONNECTIONS,
+    OVERHEAD,
+    PREFIX,
+    REMINDER,
+    SHARE,
+    Answers,
+    Kept,
+    RedisStore,
+    deterministic,
+    digest,
+)
 from openai_gateway.types import (
     ChatRequest,
     CompletionRequest,
@@ -260,6 +271,37 @@ async def until_found(answers: Answers, clock: Clock) -> None:
         while await answers.find(b"k") != ANSWER:
             clock.now += 10
             await answers.put("a", b"k", ANSWER)
+
+
+async def test_a_redis_that_is_full_still_gives_what_it_has_and_says_that_it_takes_no_more(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    answers = Answers(10**6, 60, RedisStore(server.url, 60, patience=30, clock=clock))
+    await answers.put("a", b"k", ANSWER)
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+    for _ in range(2):
+        await answers.put("a", b"l", ANSWER)
+        assert await answers.find(b"k") == ANSWER
+    assert [line.partition(": ")[0] for line in caplog.messages] == ["Redis refuses to keep an answer"]
+    clock.now = REMINDER
+    await answers.put("a", b"l", ANSWER)
+    assert len(caplog.messages) == 2
+    await answers.close()
+
+
+async def test_a_redis_that_is_slow_to_take_answers_is_still_asked_for_them(server: RedisServer) -> None:
+    store = RedisStore(server.url, 60, patience=30, clock=Clock())
+    await store.put(b"k", b"kept")
+    with server.client() as client:
+        client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    store._patience = 0.05
+    await store.put(b"l", b"lost")
+    store._patience = 30
+    await store.put(b"l", b"not even tried")
+    assert await store.get(b"k") == b"kept"
+    await store.close()
 
 
 async def test_g15_a_reply_that_comes_after_its_call_was_cancelled_is_nobodys(server: RedisServer) -> None:

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from openai_gateway.cache import REUSE, Answers, Reuse
-from openai_gateway.errors import GatewayError, InvalidRequest, SlowClient, WorkerDied
+from openai_gateway.errors import GatewayError, InvalidRequest, ModelFailed, SlowClient, WorkerDied
 from openai_gateway.gateway import Gateway
 from openai_gateway.observe.performance import Performance
 from openai_gateway.registry import Registry
@@ -42,9 +42,13 @@ class Scripted:
         self.restarts = 0
 
     async def start(self, _: object) -> ModelInfo:
+        try:
+            files = revision(Path(self.spec.path), Path(self.spec.adapter) if self.spec.adapter else None)
+        except OSError as error:
+            raise ModelFailed("its files are not there") from error
         self.info = ModelInfo(
             context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
-            fill_in_the_middle=False, parameters=1, pid=1, revision=revision(Path(self.spec.path)),
+            fill_in_the_middle=False, parameters=1, pid=1, revision=files,
         )  # fmt: skip
         return self.info
 
@@ -80,7 +84,8 @@ class Scene:
         self.answers = Answers(10**6, 60, shared=settings.pop("shared", False))
         self.providers: dict[str, Scripted] = {}
         self.performance = Performance()
-        specs = [ModelSpec(id=id, path=str(folder)) for id in ("m", "other")]
+        adapter = settings.pop("adapter", None)
+        specs = [ModelSpec(id=id, path=str(folder), adapter=adapter) for id in ("m", "other")]
         self.registry = Registry(specs, Settings(**settings), find=lambda _: self._make)
         self.gateway = Gateway(self.registry, self.performance.watch, self.answers)
 
@@ -261,6 +266,21 @@ async def test_who_comes_late_gets_all_of_it(scene: Scene) -> None:
     assert text(await early) == "hello"
 
 
+async def test_who_comes_late_is_not_given_up_for_what_was_there_before(tmp_path: Path) -> None:
+    scene = await Scene(tmp_path, max_unread=1024).loaded()
+    scene.provider.script = (Started(7), *(Delta(0, "x" * 100) for _ in range(50)), Delta(0, finish="stop"))
+    scene.provider.pause(41)
+    early = asyncio.create_task(scene.ask())
+    await settled()
+    async with aclosing(scene.gateway.generate(ASKED)) as late:
+        events = [await anext(late)]
+        scene.provider.gate.release()  # one more is said before it asks for the next
+        await settled()
+        scene.provider.go()
+        events += [event async for event in late]
+    assert text(events) == text(await early) == "x" * 5000
+
+
 async def test_who_comes_when_the_last_one_has_just_left_gets_an_answer_of_its_own(scene: Scene) -> None:
     scene.provider.pause(2)
     first = asyncio.create_task(scene.ask())
@@ -327,6 +347,20 @@ async def test_other_files_of_a_model_have_other_answers(scene: Scene, tmp_path:
         await scene.loaded()
     assert told(await scene.ask()) == "miss"
     assert told(await scene.ask()) == "hit"
+
+
+@pytest.mark.parametrize("gone", ["model", "adapter"])
+async def test_a_model_whose_files_are_gone_is_a_miss_and_fails_when_it_is_loaded(tmp_path: Path, gone: str) -> None:
+    folders = {name: tmp_path / name for name in ("model", "adapter")}
+    for folder in folders.values():
+        folder.mkdir()
+    scene = await Scene(folders["model"], adapter=str(folders["adapter"])).loaded()
+    await scene.ask()
+    await scene.registry.unload("m")
+    assert told(await scene.ask()) == "hit"
+    folders[gone].rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelFailed):
+        await scene.ask()
 
 
 async def test_files_that_change_under_a_loaded_model_change_nothing_yet(scene: Scene, tmp_path: Path) -> None:

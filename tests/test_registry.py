@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import fields, replace
 
 from openai_gateway.errors import Conflict, ModelFailed, ModelNotFound, Unavailable
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings
 from openai_gateway.slots import Slot
-from openai_gateway.types import Event, ModelInfo, ModelSpec, Request, Share
+from openai_gateway.types import Defaults, Event, Limits, ModelInfo, ModelSpec, Request, Share
 from openai_gateway.worker import memory
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +52,7 @@ class Counting:
         type(self).most = max(self.most, self.alive)
         self.info = ModelInfo(
             context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
-            fill_in_the_middle=False, parameters=1, pid=1, memory_limit=self.limit,
+            fill_in_the_middle=False, parameters=1, pid=1, memory_limit=self.limit, revision="files",
         )  # fmt: skip
         return self.info
 
@@ -330,6 +331,49 @@ async def test_a_dropped_model_holds_its_place_until_its_memory_is_free() -> Non
     await waiting
     assert seen.log == ["+a", "-a", "+b"]
     assert seen.most == 1
+
+
+# Identity
+
+CHANGES: dict[str, Any] = {
+    "path": "elsewhere",
+    "provider": "another",
+    "revision": "main",
+    "adapter": "adapter",
+    "draft_model": "draft",
+    "speculation": "none",
+    "context_length": 9,
+    "quantization": "q4",
+    "cache_type": "quantized",
+    "kv_bits": 8,
+    "kv_group_size": 32,
+    "tool_format": "json",
+    "defaults": Defaults(temperature=0.5),
+}
+"""Another value for every field of an entry that can change an answer."""
+
+WITHOUT_EFFECT: dict[str, Any] = {
+    "id": "b",
+    "aliases": ("b",),
+    "idle_timeout": 9,
+    "preload": True,
+    "memory": GB,
+    "limits": Limits(burst=9),
+}
+
+
+async def identity(entry: ModelSpec) -> bytes | None:
+    models, _ = registry(entry)
+    await use(models, entry.id)
+    return models.identity(entry.id)
+
+
+async def test_g20_a_model_is_another_one_when_its_entry_changes_what_it_answers_and_only_then() -> None:
+    assert {field.name for field in fields(ModelSpec)} == {*CHANGES, *WITHOUT_EFFECT}
+    same = {await identity(replace(spec("a"), **{name: value})) for name, value in WITHOUT_EFFECT.items()}
+    assert same == {await identity(spec("a"))}
+    others = {await identity(replace(spec("a"), **{name: value})) for name, value in CHANGES.items()}
+    assert len(others - same) == len(CHANGES)
 
 
 # Memory

@@ -27,12 +27,14 @@ def usage(used: Usage) -> CompletionUsage:
 
 
 def caches(begun: Iterable[Event | None]) -> dict[str, str]:
-    """As headers: whether the answers were kept ones when their prompts `Started`, how many tokens of the prompts were
-    cached, and where a single prompt left what is."""
+    """As headers: whether the answers were kept ones when their prompts `Started`, and, unless one of them is still
+    queued, how many tokens of the prompts were cached, and where a single prompt left what is."""
     started = [event for event in begun if isinstance(event, Started)]
+    # One that is new makes the whole of it new.
+    found = next((word for word in ("miss", "bypass") if any(event.answer == word for event in started)), "hit")
+    if any(event.queued for event in started):
+        return {"x-cache": found}
     value = f"hit={sum(event.cached_tokens for event in started)}"
     if len(started) == 1 and started[0].diverged_at is not None:
         value += f"; diverged={started[0].diverged_at}"
-    # One that is new makes the whole of it new.
-    found = next((word for word in ("miss", "bypass") if any(event.answer == word for event in started)), "hit")
     return {"x-cache": found, "x-prefix-cache": value}

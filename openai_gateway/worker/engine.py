@@ -216,12 +216,12 @@ class Engine:
         for reading in self._admission.waiting:
             if not (reading.announced or reading.rows):
                 reading.announced = True
-                yield from self._accept(reading, Found(0, None, None))
+                yield from self._accept(reading, Found(0, None, None), queued=True)
 
-    def _accept(self, reading: Reading, found: Found) -> Iterator[Out]:
+    def _accept(self, reading: Reading, found: Found, *, queued: bool = False) -> Iterator[Out]:
         """Tell it once for all choices, and when it comes from the queue once more."""
         if reading.choices.start == 0:
-            yield reading.job.id, Started(len(reading.job.tokens), found.length, found.diverged_at)
+            yield reading.job.id, Started(len(reading.job.tokens), found.length, found.diverged_at, queued=queued)
 
     def _begin(self, reading: Reading) -> Iterator[Out]:
         job = reading.job

@@ -129,3 +129,8 @@ def test_the_header_adds_up_what_several_prompts_had_cached_and_says_where_a_sin
     assert caches([Started(10)])["x-prefix-cache"] == "hit=0"
     assert caches([Started(10, 4, 6)])["x-prefix-cache"] == "hit=4; diverged=6"
     assert caches([Started(10, 4, 6), Started(10, 3, 0)])["x-prefix-cache"] == "hit=7"
+
+
+def test_of_a_prompt_that_waits_the_header_does_not_say_what_nobody_knows_yet() -> None:
+    for begun in ([Started(10, queued=True)], [Started(10, 4, 6), Started(10, queued=True)]):
+        assert caches(begun) == {"x-cache": "bypass"}

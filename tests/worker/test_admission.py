@@ -80,10 +80,10 @@ def test_a_request_that_waits_is_told_so_once_and_told_again_when_it_begins(llam
     session.submit(1, prompt(21), 10)
     for _ in range(5):
         session.step()
-    assert session.events[1] == [Started(21)]
+    assert session.events[1] == [Started(21, queued=True)]
     session.run()
     assert session.started(0) == [Started(20)]
-    assert session.started(1) == [Started(21), Started(21)]
+    assert session.started(1) == [Started(21, queued=True), Started(21)]
     assert [type(event) for event in session.events[1][:2]] == [Started, Started]
 
 
