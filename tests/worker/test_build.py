@@ -18,7 +18,7 @@ from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import load
 from openai_gateway.worker.memory import Budget
 from openai_gateway.worker.prompt import Job
-from openai_gateway.worker.speculation import DraftModel, Lookup
+from openai_gateway.worker.speculation import PATIENCE, DraftModel, Lookup
 from tests.worker import tiny
 from tests.worker.session import Calls, prompt
 
@@ -82,7 +82,8 @@ def test_a_draft_model_drafts_and_changes_no_word(llama: Path, other: Path) -> N
 def test_a_model_that_drafts_for_itself_is_nearly_always_right(llama: Path) -> None:
     drafting = engine(llama, draft_model=str(llama))
     said(drafting, prompt(20), 60)
-    assert drafting.stats.accepted_tokens == drafting.stats.drafted_tokens > 40
+    # Whether that pays is a matter of time; so often it is tried in any case.
+    assert drafting.stats.accepted_tokens == drafting.stats.drafted_tokens >= PATIENCE
 
 
 def test_each_row_has_a_drafter_of_its_own(llama: Path, other: Path) -> None:

@@ -34,7 +34,9 @@ def test_a_text_stands_for_itself_and_ends_what_it_ends(llama: Loaded, text: str
     if any(isinstance(piece, int) for piece in writer.cut(text)):
         return
     assert followed(llama, form(llama, writer, writer.text(text)), text) is True
-    assert followed(llama, form(llama, writer, f"{writer.until(text)} {writer.text('!')}"), f"ab{text}!") is not False
+    before = "" if text in f"ab{text}"[:-1] else "ab"  # it ends where the text comes up first
+    rules = f"{writer.until(text)} {writer.text('!')}"
+    assert followed(llama, form(llama, writer, rules), f"{before}{text}!") is not False
 
 
 def test_markup_is_made_of_special_tokens_and_the_text_between(shapes: dict[str, Loaded]) -> None:
