@@ -88,10 +88,10 @@ class Composed:
 def _ask(rng: random.Random, *, some: bool, held: bool) -> str:
     """A way to ask for a composed function, with `some` arguments or none."""
     generic = vocabulary()["generic"]
-    if held or rng.random() < 0.35:
+    if held or rng.random() < 0.25:
         return str(rng.choice(generic["ask_without" if not some else "held_ask" if held else "ask"]))
     lead = rng.choice(generic["leads"])
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         lead = " ".join(str(draw(rng, "word").value) for _ in range(rng.randint(1, 4)))
     verb = f"{lead} {{verb}}" if lead else "{Verb}"
     joint = rng.choice(generic["joints"]) if some else ""

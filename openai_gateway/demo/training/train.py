@@ -40,6 +40,8 @@ WARMUP = 350_000
 """Tokens."""
 FALL = 0.3
 """Of all tokens."""
+DOUBLED = 0.5
+"""Of all tokens; from then on batches are twice as large: what a step costs besides is shared by more."""
 AVERAGE = 0.998
 ADAM_SHARE = 0.7
 """Of the learning rate."""
@@ -47,7 +49,8 @@ ADAM_SHARE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long to train, how fast, and where the files go. `batch` is in tokens, padding included; `tokens` is not.
+    """How long to train, how fast, and where the files go. `batch` is in tokens, padding included; `tokens` is not. In
+    the last part of them batches are twice as large.
 
     Each of `workers` processes has one core and an equal part of every batch: two of them wait for each other once a
     step, where two threads of one process do so in every operation.
@@ -80,22 +83,30 @@ class Batch:
     tokens: int
 
 
-def batches(pool: list[Sample], tokens: int, rng: random.Random) -> Iterator[Batch]:
-    """Groups samples of like length, then shuffles the groups."""
+def steps(pool: list[Sample], tokens: int, workers: int, rng: random.Random) -> Iterator[tuple[Batch, ...]]:
+    """A batch of about so many tokens for each worker, in random order; what is left over is left out.
+
+    Samples of like length are in a batch, and batches of like length in a step, where the workers wait for each other.
+    """
     groups: list[list[Sample]] = [[]]
     for sample in sorted(pool, key=lambda sample: len(sample.ids)):
-        if (len(groups[-1]) + 1) * len(sample.ids) > tokens and groups[-1]:
+        if (len(groups[-1]) + 0.5) * len(sample.ids) > tokens and groups[-1]:
             groups.append([])
         groups[-1].append(sample)
-    rng.shuffle(groups)
-    for group in groups:
-        length = max(len(sample.ids) for sample in group)
-        ids = torch.zeros(len(group), length, dtype=torch.long)
-        learned = torch.zeros_like(ids, dtype=torch.bool)
-        for row, sample in enumerate(group):
-            ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
-            learned[row, : len(sample.ids)] = torch.tensor(sample.learned)
-        yield Batch(ids, learned, sum(len(sample.ids) for sample in group))
+    together = list(zip(*[iter(groups)] * workers, strict=False))
+    rng.shuffle(together)
+    for each in together:
+        yield tuple(map(_batch, each))
+
+
+def _batch(group: list[Sample]) -> Batch:
+    length = max(len(sample.ids) for sample in group)
+    ids = torch.zeros(len(group), length, dtype=torch.long)
+    learned = torch.zeros_like(ids, dtype=torch.bool)
+    for row, sample in enumerate(group):
+        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+        learned[row, : len(sample.ids)] = torch.tensor(sample.learned)
+    return Batch(ids, learned, sum(len(sample.ids) for sample in group))
 
 
 def loss_of(model: GptOssForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,10 +213,10 @@ class Trainer:
         """Trains on one chunk of the corpus; returns a line on how it went."""
         began, seconds, tokens, losses = time.monotonic(), self.state.seconds, self.state.tokens, []
         pool = samples(self.encoder, SEED, self.state.chunk, CHUNK)
-        parts = batches(pool, self.plan.batch // self.plan.workers, random.Random(self.state.chunk))
-        for group in zip(*[parts] * self.plan.workers, strict=False):
-            losses.append(self._step(group[self.rank]))
-            self.state.tokens += sum(part.tokens for part in group)
+        size = self.plan.batch * (2 if self.progress >= DOUBLED else 1) // self.plan.workers
+        for parts in steps(pool, size, self.plan.workers, random.Random(self.state.chunk)):
+            losses.append(self._step(parts[self.rank]))
+            self.state.tokens += sum(part.tokens for part in parts)
             self.state.seconds = seconds + time.monotonic() - began
         self.state.chunk += 1
         speed = (self.state.tokens - tokens) / (self.state.seconds - seconds)
