@@ -149,7 +149,7 @@ class Admission:
             return False
         alike = common_length(other.tokens, waiter.tokens)
         if self.prefixes.needs_snapshots and alike < len(other.tokens) - 1:
-            alike = max((length for length in other.snapshots if length <= alike), default=0)
+            alike = max(length for length in (other.fork, *other.snapshots, 0) if length <= alike)
         spared = alike - self.prefixes.covered(waiter.job.owner, waiter.tokens)
         return spared >= WORTH_WAITING and other.left <= 2 * spared
 

@@ -30,7 +30,7 @@ from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prefill import Prefill
 from openai_gateway.worker.prefixes import Found, Prefixes
 from openai_gateway.worker.prompt import Job
-from openai_gateway.worker.reading import Reading
+from openai_gateway.worker.reading import Reading, fork
 from openai_gateway.worker.rows import Row
 from openai_gateway.worker.running import Running
 from openai_gateway.worker.scoring import Scoring
@@ -234,6 +234,9 @@ class Engine:
             return
         found = self._prefixes.find(job.owner, reading.tokens)
         reading.cache, reading.done, reading.cached = found.cache or self._make_cache(), found.length, found.length
+        # One at a time is enough: whoever comes with it is read as fast without.
+        if self._prefixes.needs_snapshots and not any(other.forks for other in self._prefill.readings):
+            reading.fork = fork(len(reading.tokens), found.length, found.diverged_at or 0, job.turns)
         self._totals["cached_tokens"] += found.length
         if not reading.rows:
             yield from self._accept(reading, found)

@@ -19,6 +19,8 @@ LOGITS = 2**24
 """Most logits that are computed to need only the last of each row: 64 MB. It saves a pass for one token each."""
 LONG = 512
 """Cached tokens from which on a prompt is read alone."""
+SHARED = 32
+"""Tokens that prompts have in common from which on a pass of their own pays for them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +37,9 @@ class Reading:
     done: int = 0
     cached: int = 0
     """How many of the first tokens came from the prefix cache."""
+    fork: int = 0
+    """Where it leaves what others began with as well, and a part of it ends, so that the next one can be entered there;
+    0 for nowhere."""
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
     announced: bool = False
     behind: Reading | None = None
@@ -45,12 +50,19 @@ class Reading:
         """Tokens that are not read yet."""
         return len(self.tokens) - self.done
 
+    @property
+    def forks(self) -> bool:
+        """Whether it has not come to its fork yet."""
+        return self.done < self.fork
+
     def part(self, room: int) -> int:
         """How many tokens to read next: at most `room`, not the last one, and up to where a message begins if it can.
 
         Prompts mostly diverge there, and can only be entered again where a part has ended if the model has windows.
         """
         end = self.done + min(room, self.left - 1)
+        if self.forks and self.fork <= end:
+            return self.fork - self.done
         place = bisect_right(self.job.turns, end)
         turn = self.job.turns[place - 1] if place else 0
         return (turn if turn >= self.done + max(1, room // 2) else end) - self.done
@@ -77,6 +89,15 @@ class Reading:
             del self.snapshots[end]
 
 
+def fork(length: int, cached: int, common: int, turns: Sequence[int]) -> int:
+    """Where a prompt of so many tokens forks, of which the `cached` first ones need not be read, and the `common` ones
+    began another prompt as well: where a message begins (`turns`), if one does shortly before."""
+    place = bisect_right(turns, common)
+    turn = turns[place - 1] if place else 0
+    at = turn if common - turn < SHARED else common
+    return at if at - cached >= SHARED and at < length else 0
+
+
 def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tuple[list[Reading], Reading | None]:
     """Which prompts, the oldest first, to read to their end now, and of which other one to read a part.
 
@@ -86,7 +107,7 @@ def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tup
     cached is read alone when it is the oldest. Together they are no faster, as attention to what is cached is most of
     the work, and all of them would wait until the last is read.
     """
-    near = [reading for reading in readings if reading.left <= room]
+    near = [reading for reading in readings if reading.left <= room and not reading.forks]
     ending: list[Reading] = []
     if near and near[0].done > LONG:
         ending = near[:1]
@@ -95,7 +116,11 @@ def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tup
             if reading.done <= LONG and reading.left * (len(ending) + 1) <= room:
                 ending.append(reading)
     # Nothing of the others that are read alone: their turn comes when they are the oldest.
-    others = [one for one in readings if one not in ending and (one.left > room or (one.left > 1 and one.done <= LONG))]
+    others = [
+        one
+        for one in readings
+        if one not in ending and (one.left > room or one.forks or (one.left > 1 and one.done <= LONG))
+    ]
     part = min(others, key=lambda one: (one.job.priority, 0 if oldest else one.left), default=None)
     return ending, part
 

@@ -71,6 +71,32 @@ def test_a_recurrent_model_goes_on_from_before_the_last_part_of_a_prompt_sent_ag
     assert session.started(1)[-1] == Started(100, 96, 100)
 
 
+@pytest.mark.parametrize("shape", ["gpt_oss", "demo", "recurrent"])
+def test_what_two_short_prompts_begin_with_is_not_read_for_the_third(shapes: dict[str, Loaded], shape: str) -> None:
+    """Also where it can only be entered at a snapshot, and prompts are too short to be read in parts."""
+    loaded = shapes[shape]
+    session = keeping(loaded, prefill_step=512)
+    texts = [prompt(50) + prompt(12, seed) for seed in (1, 2, 3, 4)]
+    for text in texts:
+        assert session.ask(text, 4) == greedy(loaded, text, 4)
+    assert [session.started(id)[-1].cached_tokens for id in range(4)] == [0, 0, 50, 50]
+
+
+def test_of_those_that_come_together_one_makes_the_others_way_shorter(shapes: dict[str, Loaded]) -> None:
+    session = keeping(shapes["gpt_oss"], prefill_step=512)
+    session.ask(prompt(50) + prompt(12, 1), 4)
+    session.read()
+    for id in range(1, 5):
+        session.submit(id, prompt(50) + prompt(12, 1 + id), 4)
+    session.step()
+    assert session.model.shapes[:2] == [(3, 62), (1, 50)]  # three as they always were
+    session.run()
+    for id in range(1, 5):
+        assert session.generated(id) == greedy(shapes["gpt_oss"], prompt(50) + prompt(12, 1 + id), 4)
+    session.ask(prompt(50) + prompt(12, 9), 4)
+    assert session.started(5)[-1].cached_tokens == 50
+
+
 @pytest.mark.parametrize("diverged", [1, 15, 16, 17, 31, 32, 33, 50, 63, 64, 65, 95, 96, 97, 99, 100, 110, 139, 140])
 @pytest.mark.parametrize("shape", ["llama", "gpt_oss", "recurrent"])
 def test_a_prompt_that_leaves_a_kept_one_anywhere_is_answered_as_by_a_cold_engine(

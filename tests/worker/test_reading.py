@@ -266,3 +266,32 @@ def test_the_oldest_prompt_goes_on_however_many_come_that_have_less_to_read(llam
         if session.finish(0):
             break
     assert session.finish(0)
+
+
+@pytest.mark.parametrize(
+    ("cached", "common", "turns", "expected"),
+    [
+        (0, 31, (), 0),  # too little to have a pass of its own
+        (0, 32, (), 32),
+        (20, 51, (), 0),
+        (20, 52, (), 52),
+        (0, 60, (3, 50, 90), 50),  # where the message begins that differs
+        (0, 60, (3, 28), 60),  # within a message that has much in common
+        (0, 100, (), 0),  # all of it
+        (0, 100, (80,), 80),
+        (0, 0, (), 0),
+    ],
+)
+def test_a_prompt_forks_where_it_leaves_what_began_another(
+    cached: int, common: int, turns: tuple[int, ...], expected: int
+) -> None:
+    assert prompts.fork(100, cached, common, turns) == expected
+
+
+def test_a_part_ends_at_the_fork_and_the_prompt_not_before_it() -> None:
+    reading = of(None, prompt(100), turns=(90,))
+    reading.fork = 50
+    assert prompts.next_to_read([reading], 512, oldest=True) == ([], reading)
+    assert (reading.part(512), reading.part(32)) == (50, 32)
+    reading.done = 50
+    assert prompts.next_to_read([reading], 512, oldest=True) == ([reading], None)
