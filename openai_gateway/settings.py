@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,7 +45,7 @@ from openai_gateway.types import Limits
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """The names to answer to where the server is bound to the machine it runs on."""
 
-IPV4_LOOPBACK, IPV6_LOOPBACK = IPv4Address("127.0.0.1"), IPv6Network("::1")
+IPV4_LOOPBACK, IPV6_LOOPBACK = ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Network("::1")
 
 
 class SettingsError(ValueError):

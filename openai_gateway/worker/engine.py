@@ -235,8 +235,9 @@ class Engine:
         found = self._prefixes.find(job.owner, reading.tokens)
         reading.cache, reading.done, reading.cached = found.cache or self._make_cache(), found.length, found.length
         # One at a time is enough: whoever comes with it is read as fast without.
-        if self._prefixes.needs_snapshots and not any(other.forks for other in self._prefill.readings):
-            reading.fork = fork(len(reading.tokens), found.length, found.diverged_at or 0, job.turns)
+        forks = self._prefixes.needs_snapshots and not any(other.forks for other in self._prefill.readings)
+        common = found.diverged_at or 0
+        reading.fork = fork(len(reading.tokens), found.length, common, job.turns) if forks else 0
         self._totals["cached_tokens"] += found.length
         if not reading.rows:
             yield from self._accept(reading, found)

@@ -174,9 +174,9 @@ def limit(wanted: int | Literal["auto"], processes: int = 1, weights: int = 0) -
     """
     if wanted != "auto":
         return wanted
-    part = _part() // processes
-    kept = (resident() or _part()) // processes
-    return min(part, max(kept, int(weights * LEAST)))
+    part = _part()
+    kept = resident() or part
+    return min(part // processes, max(kept // processes, int(weights * LEAST)))
 
 
 def budget(wanted: int | Literal["auto"], weights: int, share: Share, *, advice: str = "") -> Budget:

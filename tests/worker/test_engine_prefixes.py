@@ -97,6 +97,15 @@ def test_of_those_that_come_together_one_makes_the_others_way_shorter(shapes: di
     assert session.started(5)[-1].cached_tokens == 50
 
 
+def test_who_has_much_in_common_with_one_that_forks_waits_for_it(shapes: dict[str, Loaded]) -> None:
+    session = keeping(shapes["gpt_oss"], prefill_step=512)
+    session.ask(prompt(200) + prompt(12, 1), 4)
+    for id in (1, 2):
+        session.submit(id, prompt(200) + prompt(12, 1 + id), 4)
+    session.run()
+    assert [session.started(id)[-1].cached_tokens for id in (1, 2)] == [0, 200]
+
+
 @pytest.mark.parametrize("diverged", [1, 15, 16, 17, 31, 32, 33, 50, 63, 64, 65, 95, 96, 97, 99, 100, 110, 139, 140])
 @pytest.mark.parametrize("shape", ["llama", "gpt_oss", "recurrent"])
 def test_a_prompt_that_leaves_a_kept_one_anywhere_is_answered_as_by_a_cold_engine(
