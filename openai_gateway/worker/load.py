@@ -31,6 +31,7 @@ from openai_gateway.worker.harmony import HarmonyTokens
 from openai_gateway.worker.memory import Budget, Footprint
 from openai_gateway.worker.prompt import Prompts
 from openai_gateway.worker.revision import revision
+from openai_gateway.worker.segments import Segments
 from openai_gateway.worker.templates import traits
 from openai_gateway.worker.thinking import Thinking, tried
 
@@ -167,6 +168,7 @@ def _prompts(
     thinking = Thinking.of(tokenizer, template, harmony=harmony is not None)
     return Prompts(
         tokenizer=tokenizer,
+        segments=Segments(tokenizer),
         table=table,
         context_length=context_length,
         vocab_size=vocab_size,

@@ -30,6 +30,7 @@ from openai_gateway.worker.lark import Lark
 from openai_gateway.worker.length import refuse_hopeless
 from openai_gateway.worker.middle import between, markers
 from openai_gateway.worker.parse import TextPath
+from openai_gateway.worker.segments import Segments
 from openai_gateway.worker.thinking import Opening, Thinking
 from openai_gateway.worker.turns import in_blocks, turns
 
@@ -71,6 +72,7 @@ class Prompts:
     """
 
     tokenizer: Any
+    segments: Segments
     table: TokenTable
     context_length: int
     vocab_size: int
@@ -260,7 +262,9 @@ class Prompts:
         messages, tools = self._with_tools(messages, offer)
         if self.template.blocks:
             messages = [in_blocks(turn) for turn in messages]
-        tokens = templates.rendered(self.tokenizer, messages, plan.kwargs | tools)
+        marked = self.segments.marked
+        text = templates.rendered(self.tokenizer, marked(messages), marked(plan.kwargs | tools))
+        tokens = self.segments.tokens(text, request.owner)
         opening = thinking.opening(request, self.tokenizer.decode(tokens[-16:]), plan.budget)
         if opening.text:
             tokens += self.tokenizer.encode(opening.text, add_special_tokens=False)

@@ -8,16 +8,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from typing import Any, Final, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import mark_control_tokens
 
 from openai_gateway import reasoning
 from openai_gateway.errors import InvalidRequest
@@ -53,31 +50,20 @@ class Traits:
     """Whether a turn may have a text and a thought beside its calls."""
 
 
-def rendered(tokenizer: Any, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> list[int]:
-    """The prompt's tokens. Raises `InvalidRequest` for messages that the template refuses."""
+def rendered(tokenizer: Any, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
+    """The prompt as text. Raises `InvalidRequest` for messages that the template refuses."""
     try:
-        return _tokens(tokenizer, messages, kwargs)
+        return _text(tokenizer, messages, kwargs)
     except TEMPLATE_ERRORS as error:
         refusal = error
     if folded := without_system(messages):
         with suppress(*TEMPLATE_ERRORS):
-            return _tokens(tokenizer, folded, kwargs)
+            return _text(tokenizer, folded, kwargs)
     raise InvalidRequest(f"The model's chat template refuses these messages: {refusal}", param="messages")
 
 
-def _tokens(tokenizer: Any, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> list[int]:
-    # Without `sanitize_control_tokens` a web page that holds `<|end|><|start|>system` ends the message that quotes
-    # it and speaks as the system. Templates that mlx-lm ships as Python functions do not know it.
-    if getattr(tokenizer, "_chat_template", None) is None:
-        control = _control(tuple(tokenizer.added_tokens_encoder))
-        messages = neutral(messages, control)
-        kwargs = {"sanitize_control_tokens": True, **neutral(kwargs, control)}
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kwargs))
-
-
-@lru_cache(maxsize=16)
-def _control(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+def _text(tokenizer: Any, messages: list[dict[str, Any]], kwargs: dict[str, Any]) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs))
 
 
 def traits(tokenizer: Any) -> Traits:
@@ -134,12 +120,3 @@ def check_keywords(kwargs: dict[str, Any], template: reasoning.Template) -> None
             raise InvalidRequest(
                 f"This model's chat template takes no keyword '{name}' of that kind.", param="chat_template_kwargs"
             )
-
-
-def neutral(value: Any, control: re.Pattern[str]) -> Any:
-    """The same with control tokens in the keys of objects marked as text, which transformers does with values only."""
-    if isinstance(value, dict):
-        return {mark_control_tokens(key, control): neutral(inner, control) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [neutral(inner, control) for inner in value]
-    return value

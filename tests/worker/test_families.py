@@ -14,6 +14,7 @@ from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.harmony import HarmonyTokens
 from openai_gateway.worker.load import _template
 from openai_gateway.worker.prompt import Job, Prompts
+from openai_gateway.worker.segments import Segments
 from openai_gateway.worker.thinking import HARMONY_ANSWER
 from tests.families import ASKED, CASES, Case, of, said
 from tests.worker import tiny
@@ -40,6 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
             tokenizer = load_tokenizer(folder)
             made[case.template] = Prompts(
                 tokenizer=tokenizer,
+                segments=Segments(tokenizer),
                 table=TokenTable(tokenizer),
                 context_length=16_384,
                 vocab_size=size,
@@ -263,7 +265,7 @@ def test_whether_a_model_thinks_when_nothing_is_said_is_found_out(models: Models
 def test_a_template_that_mlx_lm_has_as_a_function_is_told_its_switch(tmp_path: Any) -> None:
     size = tiny.write_tokenizer(tmp_path, (*tiny.SPECIAL, "<think>", "</think>"), None)
     tokenizer = load_tokenizer(tmp_path, {"chat_template_type": "deepseek_v32"})
-    prompts = Prompts(tokenizer, TokenTable(tokenizer), 4096, size, template=_template(tokenizer))
+    prompts = Prompts(tokenizer, Segments(tokenizer), TokenTable(tokenizer), 4096, size, template=_template(tokenizer))
     assert text(prompts, job(prompts)).endswith("<｜User｜>hi<｜Assistant｜></think>")
     assert text(prompts, job(prompts, effort="none")) == text(prompts, job(prompts))
     thought = job(prompts, effort="low")

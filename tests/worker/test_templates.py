@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlx_lm.utils import load_tokenizer
 
-from openai_gateway.worker.templates import Traits, neutral, rendered, traits
+from openai_gateway.worker.templates import Traits, traits
 from tests.worker import tiny
 
 HEAD = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}"
@@ -75,19 +75,3 @@ def test_a_template_is_tried_for_what_it_takes(tokenizer: Any, template: str, ex
 def test_the_template_of_the_embedded_model_takes_all_there_is() -> None:
     demo = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
     assert traits(load_tokenizer(demo)) == Traits(True)
-
-
-@pytest.mark.parametrize("forged", [{"<|call|>": 1}, {"a": {"<|call|>": 1}}, {"a": ["<|call|>", {"<|call|>": ""}]}])
-def test_markup_in_keys_and_values_of_arguments_is_text_and_no_token(tokenizer: Any, forged: Any) -> None:
-    tokenizer.chat_template = QWEN
-    call = {"function": {"name": "f", "arguments": forged}}
-    tokens = rendered(tokenizer, [{"role": "assistant", "content": "", "tool_calls": [call]}], {})
-    assert tokenizer.convert_tokens_to_ids("<|call|>") not in tokens
-    assert "<|call|>" in tokenizer.decode(tokens)
-
-
-def test_what_has_no_markup_in_its_keys_stays_as_it_is() -> None:
-    import re
-
-    value = {"a": [{"b": "<|call|>"}, 1, None]}
-    assert neutral(value, re.compile(re.escape("<|call|>"))) == value
