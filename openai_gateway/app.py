@@ -200,6 +200,7 @@ def cors(settings: Settings) -> list[Middleware]:
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=EXPOSED,
+            allow_private_network=True,  # of an origin that is allowed: Chrome asks where a page is from the internet
         )
     ]
 

@@ -42,8 +42,9 @@ from openai_gateway.settings_kinds import (
 from openai_gateway.settings_sources import PREFIX, explain, gather
 from openai_gateway.types import Limits
 
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-"""The names to answer to where the server is bound to the machine it runs on."""
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal", "host.containers.internal")
+"""The names to answer to where the server is bound to the machine it runs on. The last two are its names in containers
+that run there; nobody can register a name that ends in `internal`."""
 
 IPV4_LOOPBACK, IPV6_LOOPBACK = ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Network("::1")
 

@@ -24,6 +24,9 @@ def test_unknown_urls_and_wrong_methods_are_answered_in_the_envelope(http: httpx
     unknown = http.post("/v1/nothing", json={})
     assert (unknown.status_code, unknown.json()["error"]["message"]) == (404, "Invalid URL (POST /v1/nothing)")
     assert http.post("/v1/completions/", json={}, follow_redirects=False).status_code == 404
+    astray = http.post("/chat/completions", json={}).json()["error"]["message"]
+    assert astray.endswith("did you mean /v1/chat/completions? The base URL ends in /v1")
+    assert http.get("/v1//models").json()["error"]["message"].endswith("/v1/models? The base URL ends in /v1")
     wrong = http.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert wrong.json()["error"]["code"] == "method_not_supported"
@@ -79,6 +82,8 @@ def test_no_origin_is_let_in_unless_it_is_configured(http: httpx2.Client, tmp_pa
         server.wait_until_ready()
         answer = httpx2.options(f"{server.url}/v1/chat/completions", headers=asks)
         assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+        near = {"access-control-request-private-network": "true"}  # Chrome, of a page from the internet
+        assert httpx2.options(f"{server.url}/v1/chat/completions", headers=asks | near).status_code == 200
         plain = httpx2.get(f"{server.url}/v1/models", headers={"origin": "https://chat.example"})
         exposed = plain.headers["access-control-expose-headers"].split(", ")
         assert {"x-request-id", "x-prefix-cache", "x-should-retry"} <= set(exposed)

@@ -13,9 +13,9 @@ from urllib.parse import unquote_plus
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openai_gateway.access.keys import PERMISSIONS, Key, KeyStore, digest, everything
-from openai_gateway.access.permissions import OPEN, needed
+from openai_gateway.access.permissions import OPEN, needed, unknown
 from openai_gateway.api.envelope import error_response
-from openai_gateway.errors import AuthenticationFailed, GatewayError, InvalidRequest, NotFound, PermissionDenied
+from openai_gateway.errors import AuthenticationFailed, GatewayError, InvalidRequest, PermissionDenied
 
 ANYONE = Key(id="", name="anyone", shown="", permissions=tuple(p for p in PERMISSIONS if p != "admin"))
 """Who sends no key where none is asked for."""
@@ -84,7 +84,7 @@ class Auth:
             return ANYONE
         key = self._identify(presented)
         if permission is None and not key.may("admin"):
-            raise NotFound(f"Invalid URL ({scope['method']} {scope['path']})")
+            raise unknown(scope["method"], scope["path"])
         if permission is not None and not key.may(permission):
             raise PermissionDenied(f"This API key lacks the permission `{permission}`, which {scope['path']} needs.")
         return key

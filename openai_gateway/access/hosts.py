@@ -17,6 +17,8 @@ from openai_gateway.errors import GatewayError, InvalidRequest, PermissionDenied
 
 HOST = re.compile(rb"[A-Za-z0-9._:%\[\]-]+")
 
+REFUSED = "This server does not answer to the name in the Host header: see `allowed_hosts` in its settings."
+
 
 class Hosts:
     """Lets requests for the `allowed` names pass, with any port; `*` allows every name."""
@@ -33,7 +35,7 @@ class Hosts:
         try:
             host = sole_host(scope["headers"], required=scope["http_version"] != "1.0")
             if not self._allows(host) and needed(scope["method"], scope["path"]) != OPEN:
-                refusal = PermissionDenied("This server does not answer to the name in the Host header.")
+                refusal = PermissionDenied(REFUSED)
         except InvalidRequest as error:
             refusal = error
         if refusal is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from openai_gateway.errors import ModelNotFound
+from openai_gateway.errors import ModelNotFound, NotFound
 
 OPEN: Final = ""
 """Needs no key: says whether the server is there, and nothing of what it holds."""
@@ -38,6 +38,13 @@ def needed(method: str, path: str) -> str | None:
     if permission is None:
         return next((needs for start, needs in BELOW.items() if path.startswith(start)), None)
     return permission if permission != OPEN or method in READ_ONLY else None
+
+
+def unknown(method: str, path: str) -> NotFound:
+    """The refusal of a path that is not there; it names the one that a wrong base URL has led past."""
+    meant = "/v1/" + "/".join(part for part in path.split("/") if part not in ("", "v1"))
+    hint = f"; did you mean {meant}? The base URL ends in /v1" if meant in PERMISSIONS and meant != path else ""
+    return NotFound(f"Invalid URL ({method} {path}){hint}")
 
 
 def may_use(models: Collection[str] | None, name: str) -> bool:

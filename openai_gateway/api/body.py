@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Container, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 
 from openai_gateway.access.permissions import check_model
@@ -24,6 +24,16 @@ Count = Annotated[int, Field(le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+RANDOM = -1
+"""The seed that means none, as clients of llama.cpp and vLLM send it."""
+
+UNBOUNDED = -1
+"""As many tokens as fit, as clients of llama.cpp and LM Studio say it."""
+
+MaxTokens = Annotated[
+    Annotated[Count, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == UNBOUNDED else value)
+]
 
 FLEX = 10
 """The priority of `service_tier: "flex"`; every other tier is the ordinary one here."""
@@ -58,7 +68,7 @@ class Body(Forms):
     model: str = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[Count, Field(ge=1)] | None = None
+    max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
     top_k: Annotated[Count, Field(ge=-1)] | None = None
@@ -93,8 +103,6 @@ class Body(Forms):
             value = (self.model_extra or {}).get(name)
             if value is not None and value not in harmless:
                 raise UnsupportedParameter(f"This server does not support '{name}' yet; leave it out.", param=name)
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
         if (self.n or 1) > max_n:
             raise InvalidRequest(
                 f"'n' may be at most {max_n} on this server.", param="n", code="integer_above_max_value"
@@ -112,7 +120,7 @@ class Body(Forms):
             presence_penalty=self.presence_penalty or 0.0,
             repetition_penalty=self.repetition_penalty or self.repeat_penalty,
             logit_bias=_token_ids(self.logit_bias or {}),
-            seed=self.seed,
+            seed=None if self.seed == RANDOM else self.seed,
             n=self.n or 1,
             stop=_stops(self.stop),
             stop_token_ids=tuple(self.stop_token_ids or ()),

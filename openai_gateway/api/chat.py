@@ -45,14 +45,13 @@ class ChatBody(body.Body, Toolbox, Thinking):
     }
 
     messages: list[MessageBody] = Field(min_length=1, fail_fast=True)
-    max_completion_tokens: Annotated[body.Count, Field(ge=1)] | None = None
+    max_completion_tokens: body.MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    metadata: dict[str, Any] | None = Field(None, max_length=16)
 
     def request(self, max_n: int, default: Effort | None, owner: str) -> ChatRequest:
         """What `owner` asks for; `default` is the model's own effort. Raises `InvalidRequest`."""

@@ -28,13 +28,16 @@ from openai_gateway.types import CompletionRequest, Delta, Echo, Event, FinishRe
 
 
 class CompletionBody(body.Body):
-    """The parameters of a completion. `max_tokens` is 16 where it is not given, as the API reference says."""
+    """The parameters of a completion. `max_tokens` is 16 where it is not given, as the API reference says.
+
+    OpenAI ends `logprobs` at 5; clients that show what else might have come ask for 10, and chats may have 20.
+    """
 
     prompt: Any = None
     suffix: str | None = None
-    max_tokens: Annotated[body.Count, Field(ge=0)] | None = None
+    max_tokens: Annotated[body.Count, Field(ge=body.UNBOUNDED)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
@@ -50,7 +53,10 @@ class CompletionBody(body.Body):
         if max_tokens == 0 and not self.echo:
             raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", param="max_tokens")
         ranked = self.candidates > (self.n or 1)
-        sampling = self.sampling(max_tokens=max_tokens, logprobs=(self.logprobs or 0) if ranked else self.logprobs)
+        sampling = self.sampling(
+            max_tokens=None if max_tokens == body.UNBOUNDED else max_tokens,
+            logprobs=(self.logprobs or 0) if ranked else self.logprobs,
+        )
         form = self.form()
         return [
             CompletionRequest(

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from openai_gateway.access.permissions import unknown
+from openai_gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed
 
 
 def error_response(error: GatewayError) -> Response:
@@ -44,7 +45,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     method, path = request.method, request.scope["path"]
     translated: GatewayError
     if refusal.status_code == 404:
-        translated = NotFound(f"Invalid URL ({method} {path})")
+        translated = unknown(method, path)
     elif refusal.status_code == 405:
         translated = MethodNotAllowed(f"Not allowed to {method} on {path}")
     elif refusal.status_code < 500:

@@ -57,7 +57,9 @@ class ResponseFormat(BaseModel):
         if self.type == "json_object":
             return Grammar(kind="json", source=schema_text({"type": "object"} | (self.schema_ or {}), param, param))
         if (asked := self.json_schema) is None:
-            raise InvalidRequest.missing("response_format.json_schema")
+            if self.schema_ is None:
+                raise InvalidRequest.missing("response_format.json_schema")
+            asked = JsonSchema(name="response", schema=self.schema_)  # as llama.cpp has it
         schema = {"type": "object"} if asked.schema_ is None else asked.schema_
         source = schema_text(schema, f"response_format '{asked.name}'", param)
         description, lenient = asked.description or "", not asked.strict

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from openai_gateway.errors import InvalidRequest, UnsupportedParameter
 from openai_gateway.types import Message, ToolCall
 
+TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""The type of a part → where its text is; two are of the Responses API."""
+
+THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
+
 
 class FunctionBody(BaseModel):
-    """The name and arguments (a JSON text) of a call in the history."""
+    """The name and arguments of a call in the history: a JSON text, or the object that Ollama's clients send."""
 
     model_config = ConfigDict(strict=True)
 
     name: str
-    arguments: str
+    arguments: Annotated[str, BeforeValidator(lambda value: json.dumps(value) if isinstance(value, dict) else value)]
 
 
 class CustomBody(BaseModel):
@@ -68,7 +74,10 @@ class MessageBody(BaseModel):
         calls = tuple(call.call(f"{where}.tool_calls[{i}]") for i, call in enumerate(self.tool_calls or ()))
         if self.function_call is not None:  # the form before tools: at most one call, known by its name
             calls = (*calls, ToolCall(self.function_call.name, self.function_call.name, self.function_call.arguments))
-        content = text_of(self.content, f"{where}.content")
+        said, thought = apart(self.content, f"{where}.content") if self.role == "assistant" else (self.content, "")
+        content = text_of(said, f"{where}.content")
+        if content is None and self.role in ("tool", "function"):
+            content = ""  # a function that returned nothing
         if content is None and self.role != "assistant":
             raise InvalidRequest.missing(f"{where}.content")
         if self.role == "tool" and self.tool_call_id is None:
@@ -79,7 +88,7 @@ class MessageBody(BaseModel):
             role="tool" if self.role == "function" else self.role,
             content=self.refusal if content is None and not calls else content,
             name=self.name,
-            reasoning=self.reasoning or self.reasoning_content,
+            reasoning=self.reasoning or self.reasoning_content or thought or None,
             tool_calls=calls,
             tool_call_id=self.name if self.role == "function" else self.tool_call_id,
         )
@@ -108,6 +117,20 @@ def history(bodies: list[MessageBody]) -> tuple[Message, ...]:
     return messages
 
 
+def apart(content: Any, where: str) -> tuple[Any, str]:
+    """An answer's content without its thoughts, and those: parts as LangChain, Anthropic and Mistral have them."""
+    if not isinstance(content, list):
+        return content, ""
+    thoughts = [_thought(part, f"{where}[{i}]") for i, part in enumerate(content)]
+    said = [part if thought is None else "" for part, thought in zip(content, thoughts, strict=True)]
+    return said, "".join(thought or "" for thought in thoughts)
+
+
+def _thought(part: Any, where: str) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return text_of(part.get(kind), f"{where}.{kind}") or "" if kind in THOUGHTS else None
+
+
 def text_of(content: Any, where: str) -> str | None:
     """The text of a message's content: a string, or parts that are joined without anything between them."""
     if content is None or isinstance(content, str):
@@ -121,9 +144,9 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get(kind) if kind in ("text", "refusal") else None
+    text = part.get(TEXTS[kind]) if kind in TEXTS else None
     if isinstance(text, str):
         return text
-    if isinstance(kind, str) and kind not in ("text", "refusal"):
+    if isinstance(kind, str) and kind not in TEXTS:
         raise UnsupportedParameter(f"Content of type '{kind[:64]}' is not supported: only text.", param=where)
     raise InvalidRequest(f"'{where}' must be an object with a 'type' and its text.", param=where, code="invalid_type")

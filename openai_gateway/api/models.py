@@ -70,6 +70,7 @@ class Models:
 
     def _model(self, spec: ModelSpec, name: str | None = None) -> dict[str, Any]:
         info = self._registry.info(spec.id)
+        context = info.context_length if info else spec.context_length
         return {
             "id": name or spec.id,
             "object": "model",
@@ -77,7 +78,8 @@ class Models:
             "owned_by": "openai_gateway",
             "aliases": list(spec.aliases),
             "loaded": info is not None,
-            "context_length": info.context_length if info else spec.context_length,
+            "context_length": context,
+            "max_model_len": context,  # vLLM's name, the only one that some clients know
         }
 
     def _abilities(self, spec: ModelSpec) -> dict[str, Any]:

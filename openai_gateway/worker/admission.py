@@ -21,6 +21,8 @@ GROWTH = 256
 """Tokens that a newcomer must have room for behind its prompt: the first step by which mlx-lm's caches grow."""
 FEW = 32
 """Snapshots of a prompt that is being read may always take this part of the memory."""
+LEAST = 32
+"""Tokens of a long prompt that are read at each step, however many short ones there are, and however long it is."""
 WASTE = 8
 """A batch of its own pays once the padding in a shared one would take more than this part of the memory …"""
 LITTLE = 64 * 2**20
@@ -41,6 +43,8 @@ class Limits:
     max_silence: float = math.inf
     room: int = 1 << 62
     weights: int = 1 << 62
+    reserve: int = 1 << 62
+    """For activations."""
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
     drafting: Footprint = Footprint(per_token=0)  # noqa: RUF009
     """Of the caches of a draft model."""
@@ -53,6 +57,15 @@ class Limits:
         """Bytes that these take, or will when they are read."""
         running = sum(self.footprint.batch(len(batch.rows), batch.longest + 1) for batch in batches)
         return running + sum(self._whole(reading) + reading.snapshots_nbytes for reading in readings)
+
+    def fitting(self, done: int) -> int:
+        """Most tokens to read at a time of a prompt of which `done` are read: the scores must fit into the reserve."""
+        if not self.footprint.scores:
+            return self.prefill_step
+        # count * (done + count) pairs of tokens
+        pairs = self.reserve // self.footprint.scores
+        count = (math.isqrt(done * done + 4 * pairs) - done) // 2
+        return max(LEAST, min(self.prefill_step, count))
 
     def snapshots(self, reading: Reading) -> int:
         """Bytes that snapshots of a prompt may take while it is read: as many as its keys and values that can be cut.

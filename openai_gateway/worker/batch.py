@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from openai_gateway.worker.guide import Allowed
@@ -37,6 +38,10 @@ class Entries:
         return dict(zip(self.rows, listed(*self.arrays), strict=True))
 
 
+SETTLED = 256
+"""Steps after which what the caches count is computed, read by anybody or not."""
+
+
 class Decoding:
     """Rows in one batch. The tokens of a step are read from the device while the next step is computed.
 
@@ -49,6 +54,7 @@ class Decoding:
         self._model = model
         self._cache = cache
         self._merged = merged
+        self._steps = 0
         self._pending, self._entries = choose(logits, rows, None)
         mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
 
@@ -76,6 +82,9 @@ class Decoding:
                 tokens = self._told(pending)
             self._pending, self._entries = choose(logits, self.rows, pending)
             mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
+            self._steps += 1
+            if self._merged and self._steps % SETTLED == 0:
+                mx.async_eval(counts(self._cache))
         if tokens is None:
             tokens = self._told(pending)
         scored = {row: entry for some in entries for row, entry in some.read().items()}
@@ -217,6 +226,16 @@ def choose_ahead(logits: mx.array, row: Row) -> mx.array:
         return greedy(logits)
     count = logits.shape[0]
     return draw(logits, row.shape, keys_at([row.key] * count, range(row.sampled, row.sampled + count)))
+
+
+def counts(cache: Cache) -> list[mx.array]:
+    """What the caches of a batch count: where rows begin and end.
+
+    Each step adds to it, and layers without positions (linear ones, and those of SmolLM3 that have no rotation) never
+    look: the sums that nobody computed keep a buffer each, until Metal has no more of them.
+    """
+    values = (value for layer in cache for _, value in tree_flatten(layer.state))
+    return [value for value in values if isinstance(value, mx.array) and value.ndim <= 1]
 
 
 def merge(caches: Sequence[Cache]) -> Cache:

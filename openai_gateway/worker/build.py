@@ -12,13 +12,13 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import load_model
 
 from openai_gateway.types import ModelInfo, ModelSpec
 from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
-from openai_gateway.worker.load import Loaded, computable
+from openai_gateway.worker.load import Loaded, computable, read_tokenizer
 from openai_gateway.worker.memory import RESERVE, Budget, Footprint, footprint, gigabytes, weight_bytes
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prefixes import Prefixes
@@ -62,6 +62,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
             max_silence=order.max_silence,
             room=budget.room - kept,
             weights=budget.weights,
+            reserve=budget.reserve,
             footprint=loaded.footprint,
             drafting=guessing.footprint,
         ),
@@ -141,7 +142,7 @@ def _draft_model(loaded: Loaded, path: str) -> Guessing:
     folder = Path(path)
     model, config = load_model(folder)
     computable(model)
-    tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
+    tokenizer = read_tokenizer(folder, config)
     own = loaded.prompts.tokenizer
     if tokenizer.encode(PROBE) != own.encode(PROBE) or tokenizer.get_vocab() != own.get_vocab():
         raise ValueError(f"draft_model: {path} has other tokens than the model that it drafts for")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,9 @@ from openai_gateway.worker.templates import traits
 from openai_gateway.worker.thinking import Thinking, tried
 
 logger = logging.getLogger(__name__)
+
+TEKKEN = 131_072
+"""Tokens of the tokenizer that Mistral's models have since Nemo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +81,17 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     computable(model)
     budget = _fit(spec, engine, model)
     make_cache = quantize.caches(model, spec)
-    footprint = memory.footprint(model, make_cache)
+    language = _flat(model, config)
+    kept = memory.scores(model, language, quantized=spec.cache_type == "quantized")
+    footprint = dataclasses.replace(memory.footprint(model, make_cache), scores=kept)
     memory.keep_buffers(budget.reserve)
     if engine.wired_limit and (reason := memory.keep_resident(budget)):
         logger.warning("%s: %s", spec.id, reason)
     for _, value in tree_flatten(model.parameters()):
         mx.eval(value)  # one by one: what it was quantized from is gone before the next is read
-    tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
+    tokenizer = read_tokenizer(folder, config)
     room = budget.room - budget.kept(engine.prefix_cache)
-    prompts = _prompts(spec, folder, tokenizer, _flat(model, config), lambda most: footprint.longest(room, most))
+    prompts = _prompts(spec, folder, tokenizer, language, lambda most: footprint.longest(room, most))
     apart = memory.apart(make_cache())
     info = ModelInfo(
         context_length=prompts.context_length,
@@ -105,6 +111,18 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     )
     _report(spec, info, budget, footprint, apart)
     return Loaded(model, prompts, info, budget, footprint, make_cache, info.batched)
+
+
+def read_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+    """mlx-lm's wrapper of the tokenizer; `config` is config.json.
+
+    The files of Mistral's models up to Small 3.2 and Devstral split words where the models were not trained to;
+    transformers knows, and mends it when it is told to.
+    """
+    size = (config.get("text_config") or config).get("vocab_size")
+    wrong = size == TEKKEN and config.get("model_type") in ("mistral", "mistral3", "ministral", "pixtral", "voxtral")
+    extra = {"fix_mistral_regex": True} if wrong else None
+    return load_tokenizer(folder, extra, eos_token_ids=config.get("eos_token_id"))
 
 
 def computable(model: nn.Module) -> None:
@@ -159,7 +177,7 @@ def _prompts(
     spec: ModelSpec, folder: Path, tokenizer: Any, config: dict[str, Any], bounded: Callable[[int], int]
 ) -> Prompts:
     vocab_size = int(config.get("vocab_size") or len(tokenizer))
-    trained = next((int(config[name]) for name in CONTEXT_LENGTHS if config.get(name)), spec.context_length or 4096)
+    trained = _trained_for(config) or spec.context_length or 4096
     wanted = min(spec.context_length or trained, trained)
     if (context_length := bounded(wanted)) < wanted:
         logger.warning("%s: there is memory for %d tokens of context, not %d", spec.id, context_length, wanted)
@@ -194,6 +212,15 @@ def _flat(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the language model, where config.json is silent as mlx-lm completes it."""
     args = getattr(getattr(model, "language_model", model), "args", None)
     return (vars(args) if args is not None else {}) | config | (config.get("text_config") or {})
+
+
+def _trained_for(config: Mapping[str, Any]) -> int:
+    """Tokens of context; with YaRN as many times more as it stretches them, also where only that was added (Qwen3)."""
+    trained = next((int(config[name]) for name in CONTEXT_LENGTHS if config.get(name)), 0)
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if rope.get("rope_type", rope.get("type")) != "yarn":
+        return trained
+    return max(trained, int(rope.get("factor", 1) * rope.get("original_max_position_embeddings", 0)))
 
 
 CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")

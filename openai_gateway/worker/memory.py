@@ -7,7 +7,7 @@ nothing; above it, MLX waits for the device after every operation, which is slow
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,10 @@ WIRED = 0.65
 """Of the machine's memory: larger weights are not wired, for Macs with 16 GB have frozen."""
 LEFT = 8
 """Of the machine's memory, one part in so many is not to be had by raising what Metal keeps resident."""
+FUSED = frozenset({64, 80, 128})
+"""Numbers a head has, for which MLX reads prompts without keeping scores."""
+SCORE = 4
+"""Bytes of one score."""
 PREFIXES = 4
 """Of the bytes for keys and values, one part in so many is for kept prefixes; the rest is for what runs."""
 
@@ -74,6 +78,9 @@ class Footprint:
     step: int = 1
     """A cache grows by this many positions at once."""
     windows: tuple[tuple[int, int], ...] = ()
+    scores: int = 0
+    """Besides, while a prompt is read: for each of its tokens and each that this one looks at; 0 where attention is one
+    kernel, which keeps none."""
 
     def batch(self, rows: int, longest: int) -> int:
         """At most what `rows` rows take together, the longest of which will have `longest` tokens.
@@ -92,6 +99,20 @@ class Footprint:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.batch(1, middle) <= room else (low, middle - 1)
         return low
+
+
+def scores(model: nn.Module, config: Mapping[str, Any], *, quantized: bool) -> int:
+    """Bytes of attention's scores for one token that is read and one that it looks at; 0 where they are not kept.
+
+    `config` is the language model's, `quantized` its keys and values are. MLX has kernels for heads of some sizes only
+    (not of 256: Qwen3.5, Gemma), on GPUs only; mlx-lm puts the scores of latent attention and of quantized keys
+    together itself.
+    """
+    heads = int(config.get("num_attention_heads") or 0)
+    size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // max(heads, 1))
+    latent = any(hasattr(module, "kv_lora_rank") for module in model.modules())
+    fused = {size, int(config.get("global_head_dim") or size)} <= FUSED and not (quantized or latent)
+    return 0 if fused and mx.default_device() != mx.Device(mx.cpu) else heads * SCORE
 
 
 def footprint(model: nn.Module, make_cache: Callable[[], list[Any]]) -> Footprint:

@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from openai_gateway.worker import reading as prompts
-from openai_gateway.worker.admission import Limits
+from openai_gateway.worker.admission import LEAST, Limits
 from openai_gateway.worker.batch import Decoding
 from openai_gateway.worker.keeping import Keeping
 from openai_gateway.worker.model import Model
 from openai_gateway.worker.reading import Reading
-
-LEAST = 32
-"""Tokens of a long prompt that are read at each step, however many short ones there are."""
 
 
 class Prefill:
@@ -62,6 +59,8 @@ class Prefill:
         wait for ever if shorter ones always went before it.
         """
         room = self.room(waited_for=waited_for)
+        for reading in self.readings:
+            reading.most = self._limits.fitting(reading.done)
         ending, long = prompts.next_to_read(self.readings, room, oldest=self._oldest)
         self._oldest ^= long is not None
         # A prompt with several choices becomes several rows, and so is alone.

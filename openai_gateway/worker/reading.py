@@ -37,6 +37,8 @@ class Reading:
     done: int = 0
     cached: int = 0
     """How many of the first tokens came from the prefix cache."""
+    most: int = 1 << 62
+    """Tokens of it that one pass may read now."""
     fork: int = 0
     """Where it leaves what others began with as well, and a part of it ends, so that the next one can be entered there;
     0 for nowhere."""
@@ -60,7 +62,7 @@ class Reading:
 
         Prompts mostly diverge there, and can only be entered again where a part has ended if the model has windows.
         """
-        end = self.done + min(room, self.left - 1)
+        end = self.done + min(room, self.most, self.left - 1)
         if self.forks and self.fork <= end:
             return self.fork - self.done
         place = bisect_right(self.job.turns, end)
@@ -107,7 +109,7 @@ def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tup
     cached is read alone when it is the oldest. Together they are no faster, as attention to what is cached is most of
     the work, and all of them would wait until the last is read.
     """
-    near = [reading for reading in readings if reading.left <= room and not reading.forks]
+    near = [reading for reading in readings if reading.left <= min(room, reading.most) and not reading.forks]
     ending: list[Reading] = []
     if near and near[0].done > LONG:
         ending = near[:1]
@@ -119,7 +121,7 @@ def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tup
     others = [
         one
         for one in readings
-        if one not in ending and (one.left > room or one.forks or (one.left > 1 and one.done <= LONG))
+        if one not in ending and (one.left > min(room, one.most) or one.forks or (one.left > 1 and one.done <= LONG))
     ]
     part = min(others, key=lambda one: (one.job.priority, 0 if oldest else one.left), default=None)
     return ending, part

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from llguidance import LLMatcher
+
+from openai_gateway.worker.calls.references import missing
 
 MOST = 128 * 1024
 """Characters of one schema or grammar: 5000 properties, which take almost 2 s to compile. OpenAI takes 120,000."""
@@ -67,7 +69,8 @@ def prepared(source: str, *, lenient: bool = False) -> str:
         raise ValueError("it must be a JSON object")
     if _depth(schema) > DEEPEST:
         raise ValueError(TOO_DEEP)
-    tidied = _tidied(schema, closing=not _joins(schema), lenient=lenient)
+    # Servers of tools cut definitions off; what they were for may then be anything.
+    tidied = _tidied(schema, Tidying(not _joins(schema), lenient, missing(schema) if lenient else frozenset()))
     tidied["x-guidance"] = WRITING | {"lenient": True} if lenient else WRITING
     return json.dumps(tidied)
 
@@ -119,33 +122,40 @@ def readable(pattern: str) -> bool:
     return not LLMatcher.validate_grammar(f'{{"grammars": [{{"json_schema": {json.dumps({"pattern": pattern})}}}]}}')
 
 
-def _tidied(schema: Any, *, closing: bool, lenient: bool) -> Any:
-    """A copy without formats that nobody knows, and without demands that demand nothing or (`lenient`) too much.
+class Tidying(NamedTuple):
+    """How a schema is tidied."""
 
-    `closing`: objects that name their properties and say nothing of others have no others. They might, but who wrote
-    the schema does not expect any, and a weak model once astray makes up one after the other.
-    """
+    closing: bool
+    """Objects that name their properties and say nothing of others have no others. They might, but who wrote the schema
+    does not expect any, and a weak model once astray makes up one after the other."""
+    lenient: bool
+    missing: frozenset[str]
+    """References that lead nowhere, and are left out."""
+
+
+def _tidied(schema: Any, how: Tidying) -> Any:
+    """A copy without formats that nobody knows, and without demands that demand nothing or (`lenient`) too much."""
     if isinstance(schema, list):
-        return [_tidied(one, closing=closing, lenient=lenient) for one in schema]
+        return [_tidied(one, how) for one in schema]
     if not isinstance(schema, dict):
         return schema
     if _is_told_apart(schema):  # llguidance does not see that of references
         schema = {"anyOf" if key == "oneOf" else key: value for key, value in schema.items()}
-    kept = {key: value for key, value in schema.items() if not _is_remark(key, value, lenient)}
-    copy = {key: _kept(key, value, closing, lenient) for key, value in kept.items()}
+    kept = {key: value for key, value in schema.items() if not _is_remark(key, value, how)}
+    copy = {key: _kept(key, value, how) for key, value in kept.items()}
     if isinstance(form := schema.get("format"), str) and form in PATTERNS:
         copy.setdefault("pattern", PATTERNS[form])
-    return copy | {"additionalProperties": False} if closing and _is_silent(schema) else copy
+    return copy | {"additionalProperties": False} if how.closing and _is_silent(schema) else copy
 
 
-def _kept(key: str, value: Any, closing: bool, lenient: bool) -> Any:
+def _kept(key: str, value: Any, how: Tidying) -> Any:
     if key in VALUES:
         return value
     if key == "multipleOf" and _is_long(value):
         raise ValueError(f"'multipleOf' has more than {DIGITS} digits")
     if key in NAMED and isinstance(value, dict):
-        return {name: _tidied(one, closing=closing, lenient=lenient) for name, one in value.items()}
-    return _tidied(value, closing=closing, lenient=lenient)
+        return {name: _tidied(one, how) for name, one in value.items()}
+    return _tidied(value, how)
 
 
 def _joins(schema: Any) -> bool:
@@ -174,8 +184,10 @@ def _is_silent(schema: dict[str, Any]) -> bool:
     return all(name in named for name in required)
 
 
-def _is_remark(key: str, value: Any, lenient: bool) -> bool:
-    if lenient and key in ("pattern", "multipleOf"):
+def _is_remark(key: str, value: Any, how: Tidying) -> bool:
+    if key == "$ref":
+        return isinstance(value, str) and value in how.missing
+    if how.lenient and key in ("pattern", "multipleOf"):
         return _is_long(value) or (isinstance(value, str) and not readable(value))
     if key == "format":
         return isinstance(value, str) and value not in FORMATS

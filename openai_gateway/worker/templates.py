@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from openai_gateway import reasoning
 from openai_gateway.errors import InvalidRequest
-from openai_gateway.worker.turns import without_system
+from openai_gateway.types import EFFORTS
+from openai_gateway.worker.turns import alternating, without_system
 
 TEMPLATE_ERRORS: Final = (
     TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, AssertionError,
@@ -56,9 +57,11 @@ def rendered(tokenizer: Any, messages: list[dict[str, Any]], kwargs: dict[str, A
         return _text(tokenizer, messages, kwargs)
     except TEMPLATE_ERRORS as error:
         refusal = error
-    if folded := without_system(messages):
+    joined = alternating(messages)
+    for other in (joined, without_system(messages), without_system(joined)):
         with suppress(*TEMPLATE_ERRORS):
-            return _text(tokenizer, folded, kwargs)
+            if other is not None and other != messages:
+                return _text(tokenizer, other, kwargs)
     raise InvalidRequest(f"The model's chat template refuses these messages: {refusal}", param="messages")
 
 
@@ -113,10 +116,19 @@ def id_in(style: Ids, id: str, name: str, count: int) -> str:
     return id
 
 
+SWITCHES: Final[dict[str, tuple[Any, ...]]] = {
+    "enable_thinking": (True, False), "thinking": (True, False), "reasoning_effort": EFFORTS,
+}  # fmt: skip
+"""Keywords of thinking, which clients send to every model alike; where a template reads others they mean the same."""
+
+
 def check_keywords(kwargs: dict[str, Any], template: reasoning.Template) -> None:
-    """Raises `InvalidRequest` for keywords of a request that the template does not read."""
+    """Raises `InvalidRequest` for keywords of a request that neither the template reads nor `Thinking.plan`."""
     for name, value in kwargs.items():
-        if name not in template.variables or name in OURS or not isinstance(value, str | int | float | bool):
+        if name in SWITCHES and name not in template.variables:
+            if value not in SWITCHES[name]:
+                raise InvalidRequest(f"'{name}' cannot be '{value}'.", param="chat_template_kwargs")
+        elif name not in template.variables or name in OURS or not isinstance(value, str | int | float | bool):
             raise InvalidRequest(
                 f"This model's chat template takes no keyword '{name}' of that kind.", param="chat_template_kwargs"
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from openai_gateway import reasoning
 from openai_gateway.reasoning import Plan, Tags, Template
@@ -66,14 +66,22 @@ class Thinking:
 
     def plan(self, request: ChatRequest, default: Effort | None, max_tokens: int | None) -> Plan:
         """What to tell the model; `default` is its effort where the request has none, `max_tokens` its most in all."""
-        effort, budget = request.effort or default, request.thinking_budget
-        own = request.template_kwargs.get("thinking_budget")
+        kwargs, others = self._keywords(request)
+        effort, budget = request.effort or _effort(others, default) or default, request.thinking_budget
+        own = kwargs.get("thinking_budget")
         if isinstance(own, int) and not isinstance(own, bool):
             # What the template is told goes before everything else, and holds for the bound as well.
             effort, budget = None, own if own >= 0 else None
         plan = reasoning.plan(effort, self.template, budget, max_tokens)
-        plan = replace(plan, kwargs=plan.kwargs | request.template_kwargs)
+        plan = replace(plan, kwargs=plan.kwargs | kwargs)
         return plan if self.tags or self.harmony else replace(plan, budget=None)
+
+    def _keywords(self, request: ChatRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Those for the template, and those that it does not read."""
+        known, others = dict[str, Any](), dict[str, Any]()
+        for name, value in request.template_kwargs.items():
+            (known if name in self.template.variables else others)[name] = value
+        return known, others
 
     def shown(self, request: ChatRequest) -> tuple[Message, ...]:
         """The messages, with as much past reasoning as the model is to see."""
@@ -105,3 +113,13 @@ class Thinking:
     def _is_open(self, end: str, tags: Tags) -> bool:
         _, opened, rest = end.rpartition(tags.start)
         return bool(opened) and tags.end not in rest and OPENED.fullmatch(rest) is not None
+
+
+def _effort(keywords: dict[str, Any], default: Effort | None) -> Effort | None:
+    """What keywords of other templates mean for one that does not read them."""
+    if (named := keywords.get("reasoning_effort")) is not None:
+        return cast(Effort, named)
+    switches = [keywords[name] for name in ("enable_thinking", "thinking") if name in keywords]
+    if False in switches:
+        return "none"
+    return "medium" if switches and default == "none" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, Literal
 
 from msgspec.structs import replace
@@ -66,6 +67,25 @@ def without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | Non
         case [{"role": "system", "content": rules}, {"role": "user", "content": text} as first, *rest]:
             return [{**first, "content": f"{rules}\n\n{text}"}, *rest]
     return None
+
+
+def alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with neighbours of one role as one turn, for templates that want roles to alternate (Gemma, Mistral)."""
+    places = range(len(messages))
+    groups = groupby(places, lambda place: messages[place]["role"] if _is_text(messages[place]) else place)
+    return [_joined([messages[place] for place in group]) for _, group in groups]
+
+
+def _joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(turns) == 1:
+        return turns[0]
+    both = {key: value for turn in turns for key, value in turn.items()}
+    return both | {"content": "\n\n".join(turn["content"] for turn in turns)}
+
+
+def _is_text(turn: dict[str, Any]) -> bool:
+    said = turn["role"] in ("user", "assistant") and "tool_calls" not in turn
+    return said and isinstance(turn["content"], str)
 
 
 def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:

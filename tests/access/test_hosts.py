@@ -25,7 +25,16 @@ def client(*allowed: str) -> TestClient:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST", "localhost.", "localhost:8000", "127.0.0.1:1", "[::1]:8000"]
+    "host",
+    [
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "localhost:8000",
+        "127.0.0.1:1",
+        "[::1]:8000",
+        "host.docker.internal:8000",
+    ],
 )
 def test_a_name_of_this_machine_passes_with_any_port(host: str) -> None:
     assert client(*LOOPBACK).get("/", headers={"host": host}).status_code == 200
@@ -39,6 +48,7 @@ def test_another_name_is_refused_and_not_repeated(host: str) -> None:
     answer = client(*LOOPBACK).get("/", headers={"host": host})
     assert answer.status_code == 403
     assert answer.json()["error"]["type"] == "permission_error"
+    assert "allowed_hosts" in answer.json()["error"]["message"]
     assert "evil" not in answer.text
 
 

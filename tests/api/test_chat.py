@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -365,7 +366,7 @@ def test_null_is_the_same_as_absent_and_strangers_are_ignored(http: httpx2.Clien
         ({"n": 17}, "n"),
         ({"n": True}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens"),
         ({"priority": -1}, "priority"),
         ({"priority": 101}, "priority"),
         ({"priority": 1.5}, "priority"),
@@ -383,6 +384,7 @@ def test_null_is_the_same_as_absent_and_strangers_are_ignored(http: httpx2.Clien
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"no_such_thing": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": "maybe"}}, "chat_template_kwargs"),
         ({"continue_final_message": True}, "continue_final_message"),
         ({"messages": [*WHO, {"role": "tool", "tool_call_id": "c1", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
@@ -422,9 +424,31 @@ def test_what_cannot_be_done_is_a_400_that_names_the_parameter(
         assert error["param"] == param
 
 
-def test_stream_options_without_a_stream_are_a_mistake(http: httpx2.Client) -> None:
-    response = post(http, stream_options={"include_usage": True})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "stream_options")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"stream_options": {"include_usage": True}},  # LangChain.js sends it with every request
+        {"metadata": {f"key {n}": "x" for n in range(30)}},  # LiteLLM's proxy
+        {"chat_template_kwargs": {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}},  # Dify
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_what_clients_send_to_everybody_is_taken(http: httpx2.Client, asked: dict[str, Any]) -> None:
+    response = post(http, **asked)
+    assert response.status_code == 200, response.text
+
+
+def test_half_an_emoji_in_a_history_costs_one_character_and_not_the_conversation(http: httpx2.Client) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Repeat: red \ud83d"}], "max_tokens": 1}
+    answer = http.post("/v1/chat/completions", content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_minus_one_is_no_bound_and_no_seed() -> None:
+    asked = chat_request(max_tokens=-1, seed=-1)
+    assert (asked.sampling.max_tokens, asked.sampling.seed) == (None, None)
+    assert chat_request(max_completion_tokens=-1, max_tokens=5).sampling.max_tokens == 5
+    assert chat_request(seed=0).sampling.seed == 0
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,8 @@ def test_an_absent_prompt_starts_a_text_from_nothing(client: OpenAI) -> None:
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": ["x", "y " * 40_000]}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens"),
-        ({"logprobs": 6}, "logprobs"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"priority": -1}, "priority"),
@@ -244,3 +244,10 @@ async def test_a_stream_that_cannot_begin_gives_up_the_prompts_that_have_begun(l
     with pytest.raises(asyncio.CancelledError if left else ModelFailed):
         await firsts
     assert ended.is_set()
+
+
+def test_more_than_openai_shows_and_no_bound_on_tokens_can_be_asked_for(http: httpx2.Client) -> None:
+    choice = only(post(http, logprobs=10, max_tokens=1, ignore_eos=True))
+    assert len(choice["logprobs"]["top_logprobs"][0]) >= 10
+    whole = only(post(http, prompt="What is 2 plus 2?", max_tokens=-1))
+    assert whole["finish_reason"] == "stop"

@@ -41,6 +41,8 @@ def json_schema(**more: Any) -> dict[str, Any]:
          Grammar(kind="json", source=ANY_OBJECT, name="it")),
         ({"response_format": json_schema(strict=True, description="all of it")},
          Grammar(kind="json", source=TEXT, name="it", description="all of it")),
+        ({"response_format": {"type": "json_schema", "schema": SCHEMA}},
+         Grammar(kind="json", source=TEXT, name="response", lenient=True)),
         ({"structured_outputs": {"json": SCHEMA}}, Grammar(kind="json", source=TEXT, param="structured_outputs.json")),
         ({"structured_outputs": {"json_object": True, "regex": None, "disable_any_whitespace": False}},
          Grammar(kind="json", source=ANY_OBJECT, param="structured_outputs.json_object")),

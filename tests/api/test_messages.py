@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -74,7 +75,6 @@ def test_a_function_of_the_old_form_and_its_result_go_by_name() -> None:
         ([called(call("a"), call("a"))], "messages[1].tool_calls"),
         ([called({"id": "a", "type": "custom"})], "messages[1].tool_calls[0].custom"),
         ([called({"id": "a", "type": "function"})], "messages[1].tool_calls[0].function"),
-        ([called(call("a")), result("a", None)], "messages[2].content"),
         ([{"role": "function", "content": "x"}], "messages[1].name"),
     ],
     ids=lambda value: str(value)[:60],
@@ -87,3 +87,33 @@ def test_a_refused_result_says_what_is_wrong_with_it() -> None:
     twice = refusal(messages=[*WHO, called(call("a")), result("a"), result("a")])
     assert "'a': that call has its result already" in twice.message
     assert "made in no message before it" in refusal(messages=[*WHO, result("b")]).message
+
+
+@pytest.mark.parametrize(
+    ("part", "thought"),
+    [
+        ({"type": "thinking", "thinking": "so", "signature": "x"}, "so"),
+        ({"type": "reasoning", "reasoning": "so"}, "so"),
+        ({"type": "thinking", "thinking": [{"type": "text", "text": "s"}, {"type": "text", "text": "o"}]}, "so"),
+        ({"type": "reasoning", "summary": []}, None),
+        ({"type": "redacted_thinking", "data": "x"}, None),
+    ],
+)
+def test_thoughts_among_the_parts_of_an_answer_are_its_reasoning(part: dict[str, Any], thought: str | None) -> None:
+    said = [part, {"type": "text", "text": "4"}, {"type": "output_text", "text": "2"}]
+    (turn,) = messages({"role": "assistant", "content": said})
+    assert turn == Message("assistant", "42", reasoning=thought)
+
+
+def test_what_a_user_says_holds_no_thoughts() -> None:
+    refused = refusal(messages=[{"role": "user", "content": [{"type": "thinking", "thinking": "so"}]}])
+    assert refused.param == "messages[0].content[0]"
+
+
+def test_a_tool_that_returned_nothing_has_an_empty_result() -> None:
+    assert messages(called(call("a")), result("a", None))[1].content == ""
+
+
+def test_arguments_may_be_the_object_that_they_stand_for() -> None:
+    (turn,) = messages(called({"id": "a", "function": {"name": "f", "arguments": {"x": [1, "ü"]}}}))
+    assert json.loads(turn.tool_calls[0].arguments) == {"x": [1, "ü"]}

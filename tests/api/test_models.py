@@ -19,6 +19,8 @@ def test_the_sdk_lists_and_retrieves_models(client: OpenAI) -> None:
     assert client.models.retrieve(MODEL) == model
     assert client.models.retrieve("demo") == alias
     assert alias.id == "demo"
+    said = model.model_dump()
+    assert said["max_model_len"] == said["context_length"] == 32_768
 
 
 def test_created_does_not_change_from_one_request_to_the_next(client: OpenAI) -> None:

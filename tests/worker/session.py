@@ -86,6 +86,7 @@ class Session:
         shared: bool = False,
         batched: bool | None = None,
         room: int = 1 << 62,
+        reserve: int = 1 << 62,
         drafter: Callable[[], Drafter] | None = None,
         drafting: Footprint = Footprint(per_token=0),  # noqa: B008, a frozen value
     ) -> None:
@@ -110,6 +111,7 @@ class Session:
                 max_stall,
                 max_silence,
                 room=room,
+                reserve=reserve,
                 footprint=loaded.footprint,
                 drafting=drafting,
             ),

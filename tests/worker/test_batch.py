@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -7,16 +8,18 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
-from openai_gateway.types import Sampling
+from openai_gateway.types import ModelSpec, Sampling
+from openai_gateway.worker import batch as batches
 from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.batch import Decoding, choose, choose_ahead, extracted
 from openai_gateway.worker.channels import PlainChannels
-from openai_gateway.worker.load import Loaded
+from openai_gateway.worker.load import Loaded, load
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.reading import Reading
 from openai_gateway.worker.rows import Row
+from tests.worker import tiny
 from tests.worker.session import SHAPES, greedy, log_softmax, prompt
 
 
@@ -232,3 +235,23 @@ def test_a_row_of_a_batched_cache_is_what_mlx_lm_extracts() -> None:
         assert mine.offset == theirs.offset == (6, 10, 3)[place]
         for a, b in zip(mine.state, theirs.state, strict=True):
             assert np.array_equal(np.array(a), np.array(b))
+
+
+def test_what_layers_count_and_nobody_reads_is_computed_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "SETTLED", 8)
+    four_layers = tiny.QWEN3_NEXT | {"num_hidden_layers": 4, "full_attention_interval": 4}
+    loaded = load(ModelSpec(id="m", path=str(tiny.save(tmp_path, four_layers))))
+    rows = [row(loaded, prompt(10, seed), max_tokens=100) for seed in (1, 2)]
+    readings = [Reading(one.job, one.job.tokens, range(1), [one], loaded.make_cache()) for one in rows]
+    model = Float32(loaded.model)
+    cache, logits = prompts.read_together(model, readings, len(loaded.prompts.table))
+    both = prompts.begin(model, readings, cache, logits)
+    steps(both, 40)
+    counted = batches.counts(cache)
+    assert len(counted) >= 3  # of each linear layer, and more of the other
+    for place, array in enumerate(counted):
+        mx.export_to_dot(str(tmp_path / f"{place}.dot"), array)
+        # Nodes that are not computed yet: one for each step since.
+        assert (tmp_path / f"{place}.dot").read_text().count("shape") < 40

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from openai_gateway.types import Delta, Echo, Failed, ModelSpec, Progress, Started
-from openai_gateway.worker.admission import Limits
+from openai_gateway.worker.admission import LEAST, Limits
 from openai_gateway.worker.load import Loaded, load
-from openai_gateway.worker.prefill import LEAST
 from openai_gateway.worker.prefixes import Found
 from openai_gateway.worker.sampling import Penalties
 from tests.worker import tiny

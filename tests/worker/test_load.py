@@ -11,16 +11,19 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.generate import BatchGenerator
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from openai_gateway.errors import Crowded
 from openai_gateway.types import Defaults, ModelSpec, Share
 from openai_gateway.worker import memory, wire
-from openai_gateway.worker.load import Loaded, fetched, keep_wired_limit, load
+from openai_gateway.worker.load import TEKKEN, Loaded, fetched, keep_wired_limit, load, read_tokenizer
 from openai_gateway.worker.memory import LEAST
 from tests.support import CONFIG
 from tests.worker import tiny
 
 DEMO = Path(__file__).parent.parent.parent / "openai_gateway" / "demo"
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 
 
 def loaded(folder: Path, **spec: Any) -> Loaded:
@@ -83,6 +86,10 @@ def test_a_quantized_model_answers_much_like_the_whole_one(tmp_path: Path) -> No
         ({"max_position_embeddings": None, "n_positions": 64}, None, 64),
         ({"max_position_embeddings": None}, 9999, 9999),
         ({"max_position_embeddings": None}, None, 4096),
+        ({"rope_scaling": YARN}, None, 2048),
+        ({"rope_scaling": YARN}, 1000, 1000),
+        ({"rope_scaling": YARN | {"rope_type": "linear"}}, None, 512),
+        ({"max_position_embeddings": 4096, "rope_scaling": YARN}, None, 4096),
     ],
 )
 def test_the_context_is_what_the_model_was_trained_for_or_less(
@@ -310,3 +317,24 @@ def test_fewer_bits_are_advised_only_to_a_model_that_could_have_them(
     with pytest.raises(MemoryError, match="take a smaller model") as caught:
         loaded(folder, quantization=quantization, memory=1000)
     assert ("quantization: q4" in str(caught.value)) is advised
+
+
+@pytest.mark.parametrize(("kind", "size", "parts"), [
+    ("mistral3", TEKKEN, ["my", "Word"]),
+    ("mistral3", TEKKEN + 1, ["myWord"]),  # other tokens in a model of the same kind
+    ("llama", TEKKEN, ["myWord"]),
+])  # fmt: skip
+def test_words_are_split_where_mistrals_models_were_trained_to(
+    tmp_path: Path, kind: str, size: int, parts: list[str]
+) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*alphabet, *(f"unused {n}" for n in range(size - len(alphabet)))]
+    backend = Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, []))
+    split = pre_tokenizers.Split(Regex(r"\p{L}+"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    config = {"model_type": kind, "text_config": {"vocab_size": size}, "transformers_version": "4.52.4"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    inner = read_tokenizer(tmp_path, config).backend_tokenizer
+    assert [part for part, _ in inner.pre_tokenizer.pre_tokenize_str("myWord")] == parts

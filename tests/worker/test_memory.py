@@ -339,3 +339,26 @@ def test_a_container_has_what_it_was_given(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "memory.max").write_text("4000000\n")
     assert memory.machine() == 4_000_000
     assert memory.limit("auto") == 3_000_000
+
+
+HEADS = {"num_attention_heads": 16, "hidden_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("config", "quantized", "kept"),
+    [
+        (HEADS, False, 0),
+        (HEADS | {"head_dim": 128}, False, 0),
+        (HEADS | {"head_dim": 256}, False, 64),  # Qwen3.5, Gemma 3
+        (HEADS | {"head_dim": 128, "global_head_dim": 512}, False, 64),
+        (HEADS, True, 64),
+        ({}, False, 0),  # no attention
+    ],
+)
+def test_scores_are_kept_on_a_gpu_where_it_has_no_kernel_that_needs_none(
+    config: dict[str, Any], quantized: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(1, 1)
+    assert memory.scores(model, config, quantized=quantized) == (64 if config else 0)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert memory.scores(model, config, quantized=quantized) == kept

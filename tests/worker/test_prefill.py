@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.worker.admission import LEAST
 from openai_gateway.worker.load import Loaded
-from openai_gateway.worker.prefill import LEAST
 from tests.worker.session import Session, greedy, prompt
 
+SCORES = 2 * 4
+"""Bytes of a score of each of two heads."""
 ENOUGH = 1e9
 """Seconds in which any machine reads more than a step may."""
 
@@ -59,3 +61,11 @@ def test_on_a_slow_machine_little_is_read_in_a_step_though_nobody_waits(llama: L
         assert max(read, default=0) <= LEAST
         assert sum(read) <= 2 * LEAST + LEAST * scored
     assert session.generated(0) == greedy(llama, prompt(200), 2)
+
+
+def test_parts_of_a_long_prompt_get_smaller_where_attention_keeps_its_scores(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64, reserve=SCORES * 64 * 64)
+    assert session.ask(prompt(150), 2) == greedy(llama, prompt(150), 2)
+    read = parts(session)
+    assert read == [(1, 64), (1, 39), (1, LEAST), (1, 15)]
+    assert 39 * (64 + 39) <= 64 * 64 < 40 * (64 + 40)

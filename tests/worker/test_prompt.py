@@ -37,6 +37,10 @@ NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.CHAT
 )
 STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + tiny.CHAT
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + tiny.CHAT
+)
 JSON = "{{ messages | tojson }}"
 
 
@@ -230,6 +234,16 @@ def test_a_template_without_a_system_role_gets_the_system_message_in_the_first_t
         prompts.job(1, chat(Message("system", "be kind"), Message("assistant", "hi")))
 
 
+def test_a_template_that_wants_roles_to_alternate_gets_neighbours_as_one_turn(plain: Prompts) -> None:
+    said = (Message("user", "one"), Message("user", "two"), Message("assistant", "three"), Message("user", "four"))
+    joined = "<|turn|>user: {}one\n\ntwo<|turn|>assistant: three<|turn|>user: four<|turn|>assistant: "
+    assert rendered(templated(plain, ALTERNATING), chat(*said)) == joined.format("")
+    system = Message("system", "be kind")
+    folded = joined.format("be kind\n\n")
+    assert rendered(templated(plain, ALTERNATING), chat(system, *said)) == folded
+    assert "one<|turn|>user: two" in rendered(templated(plain, tiny.CHAT), chat(*said))  # which does not mind
+
+
 def test_a_model_without_a_template_takes_no_chats(bare: Prompts) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         bare.job(1, chat())
@@ -242,6 +256,34 @@ def test_a_model_without_a_template_takes_no_chats(bare: Prompts) -> None:
 def test_keywords_that_the_template_reads_are_passed_on_and_win_over_the_effort(plain: Prompts) -> None:
     prompts = templated(plain, SWITCH)
     assert "</think>" in rendered(prompts, chat(template_kwargs={"enable_thinking": False}, effort="high"))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "effort", "expected"),
+    [
+        ({"enable_thinking": False, "thinking": False}, None, "none"),
+        ({"thinking": False}, "high", "high"),
+        ({"enable_thinking": True}, None, None),
+        ({"enable_thinking": True, "thinking": False}, None, "none"),
+    ],
+)
+def test_keywords_of_thinking_mean_the_same_to_templates_that_read_others(
+    demo: Prompts, kwargs: dict[str, Any], effort: Effort | None, expected: Effort | None
+) -> None:
+    asked = demo.job(1, chat(template_kwargs=kwargs, effort=effort))
+    meant = demo.job(1, chat(effort=expected))
+    assert (text(demo, asked), asked.thinking_budget) == (text(demo, meant), meant.thinking_budget)
+
+
+def test_an_effort_among_the_keywords_is_one_where_the_template_knows_none(plain: Prompts) -> None:
+    prompts = templated(plain, SWITCH)
+    named = chat(template_kwargs={"reasoning_effort": "none"})
+    assert rendered(prompts, named) == rendered(prompts, chat(effort="none"))
+    asked = prompts.job(1, chat(template_kwargs={"reasoning_effort": "low"}))
+    assert asked.thinking_budget == prompts.job(1, chat(effort="low")).thinking_budget is not None
+    quiet = replace(templated(plain, ALWAYS), defaults=Defaults(reasoning_effort="none"))
+    switched_on = quiet.job(1, chat(template_kwargs={"enable_thinking": True}))
+    assert switched_on.thinking_budget == quiet.job(1, chat(effort="medium")).thinking_budget is not None
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,22 @@ def test_patterns_that_nothing_can_be_held_to_are_remarks_where_that_is_wanted()
     assert read(schema)["properties"]["mail"]["pattern"] == ZOD
     lenient = json.loads(prepared(json.dumps(schema), lenient=True))["properties"]
     assert lenient == {"mail": {"type": "string"}, "pattern": {"pattern": "^a+$"}}
+
+
+def test_references_that_lead_nowhere_are_left_out_where_that_is_wanted() -> None:
+    schema = {
+        "properties": {
+            "cut off": {"$ref": "#/$defs/Gone", "description": "x"},
+            "elsewhere": {"items": {"$ref": "https://example.com/schema.json"}},
+            "here": {"$ref": "#/$defs/Here"},
+        },
+        "$defs": {"Here": {"const": {"$ref": "#/$defs/Gone"}}},
+    }
+    lenient = json.loads(prepared(json.dumps(schema), lenient=True))
+    assert lenient["properties"] == {
+        "cut off": {"description": "x"},
+        "elsewhere": {"items": {}},
+        "here": {"$ref": "#/$defs/Here"},
+    }
+    assert lenient["$defs"] == schema["$defs"]
+    assert read(schema)["properties"] == schema["properties"]

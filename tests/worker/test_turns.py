@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from openai_gateway.types import Message, ToolCall
-from openai_gateway.worker.turns import in_blocks, turns, without_past_reasoning, without_system
+from openai_gateway.worker.turns import alternating, in_blocks, turns, without_past_reasoning, without_system
 
 
 def test_system_and_developer_messages_become_one_in_front_with_the_hint_at_its_end() -> None:
@@ -122,3 +122,18 @@ def test_the_billing_line_of_an_agent_does_not_reach_the_model(end: str) -> None
     rules = [turn["content"] for turn in turns((system, user), None) if turn["role"] == "system"]
     assert rules == ([end.strip()] if end.strip() else [])
     assert [turn["content"] for turn in turns((system, user), None) if turn["role"] == "user"] == [line + end]
+
+
+def test_neighbours_of_one_role_become_one_turn_but_calls_and_results_stay_apart() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}
+    result = {"role": "tool", "content": "1", "tool_call_id": "a"}
+    said: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d"}, call, result, result,
+        {"role": "assistant", "content": "e"}, {"role": "assistant", "content": "f", "reasoning": "g"},
+    ]  # fmt: skip
+    assert alternating(said) == [
+        {"role": "user", "content": "a\n\nb\n\nc"},
+        {"role": "assistant", "content": "d"}, call, result, result,
+        {"role": "assistant", "content": "e\n\nf", "reasoning": "g"},
+    ]  # fmt: skip

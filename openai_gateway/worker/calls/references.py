@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,6 +16,23 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Any:
             break
         schema = found
     return schema
+
+
+def missing(schema: Any) -> frozenset[str]:
+    """The references of a schema that lead nowhere within it; those by `$anchor` are left to others to judge."""
+    return frozenset(
+        reference
+        for reference in _references(schema)
+        if not reference.startswith("#") or (reference.startswith("#/") and _target(reference, schema) is None)
+    )
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict) and isinstance(reference := schema.get("$ref"), str):
+        yield reference
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for one in inner:
+        yield from _references(one)
 
 
 def apart(part: Any, root: Mapping[str, Any]) -> Any:
