@@ -23,6 +23,10 @@ from openai_gateway.worker.schema import bounded, choices, prepared
 
 ANYTHING = "(?s:.*)"
 """A regular expression: any text, newlines included."""
+BLANK = " \t\r\n"
+"""White space as it may be between two pieces of markup."""
+SPACES = f"[{BLANK}]*"
+"""A regular expression: as much of it as there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class Lark:
 
     cut: Callable[[str], Sequence[int | str]]
     parts: list[Part] = field(default_factory=list)
-    _rules: list[str] = field(default_factory=list)
+    _rules: dict[str, str] = field(default_factory=dict)
+    """Names, by what they stand for."""
 
     def text(self, literal: str) -> str:
         """Exactly this text, which may be empty."""
@@ -70,6 +75,16 @@ class Lark:
         if rest:  # what stands before the special token is text like any other until that comes
             return f"{self.regex(text + _literal(first))} {self.mark(mark.removeprefix(first))}"
         return self.rule(_regex(text + _literal(mark)), "[lazy]")
+
+    def up_to(self, close: str, mark: str, marks: Sequence[str], text: str = ANYTHING, padding: str = "") -> str:
+        """Free text, `padding`, `close` and `mark`, which is the first of these `marks` that stands behind a `close`.
+
+        White space may be between the two. None of them has a special token in it.
+        """
+        ended = _literal(close) + SPACES
+        early = f"{ANYTHING}{ended}(?:{'|'.join(map(_literal, marks))})(?s:.+)"
+        whole = _regex(text + _literal(padding) + ended + _literal(mark))
+        return self.rule(self._terminal(f"{whole} & ~{_regex(early)}"), "[lazy]")
 
     def json(self, source: str, title: str, param: str, *, lenient: bool = False) -> str:
         """JSON of a schema. `title` and `param` say whose it is, in errors: "function 'add'", "tools".
@@ -94,18 +109,18 @@ class Lark:
 
     def rule(self, body: str, options: str = "") -> str:
         """A name for an expression; `options` as in `[lazy]`, for a rule of one regular expression."""
-        name = f"r{len(self._rules)}"
-        self._rules.append(f"{name}{options}: {body}")
-        return name
+        return self._name("r", f"{options}: {body}")
 
     def source(self, start: str) -> str:
         """The whole, as llguidance reads it: an output must be what `start` says."""
-        return _joined("\n".join([start, *self._rules]), [part.grammar for part in self.parts])
+        rules = (f"{name}{definition}" for definition, name in self._rules.items())
+        return _joined("\n".join([start, *rules]), [part.grammar for part in self.parts])
 
     def _terminal(self, body: str) -> str:
-        name = f"T{len(self._rules)}"
-        self._rules.append(f"{name}: {body}")
-        return name
+        return self._name("T", f": {body}")
+
+    def _name(self, kind: str, definition: str) -> str:
+        return self._rules.setdefault(definition, f"{kind}{len(self._rules)}")
 
     def _part(self, what: str, title: str, param: str, grammar: Callable[[], str]) -> str:
         title = f"Invalid {what} for {title}"

@@ -101,3 +101,11 @@ def test_choices_are_texts_and_not_expressions(llama: Loaded) -> None:
         assert followed(llama, made, text) is True
     assert followed(llama, made, "a") is None
     assert followed(llama, made, "b") is False
+
+
+def test_free_text_ends_at_the_first_closing_tag_with_one_of_the_marks_behind(llama: Loaded) -> None:
+    writer = lark(llama)
+    made = form(llama, writer, f"{writer.up_to('</x>', '<y', ['<y', '</z'], padding='!')} {writer.text('ok')}")
+    assert followed(llama, made, "</x> a!</x>b!</x> \n<yok") is True
+    for text in ("a</x><y", "a!</x><yno", "!</x>\n</z", "a</x><y!</x><y"):
+        assert followed(llama, made, text) is False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from openai_gateway.errors import InvalidRequest
@@ -21,6 +22,39 @@ LONGEST: Final = 2000
 """Characters that are counted; a bound above that is left to the model."""
 KEY: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 """A regular expression for the name of a parameter that the model may choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a value that has no quotes of its own."""
+
+    close: str
+    padding: str = ""
+    """Stands before `close`."""
+    line: str = ""
+    """Stands behind it."""
+    tags: tuple[str, ...] = ()
+    """Where there are any, a `close` without one of these behind it is text like any other."""
+    then: Mapping[str, str] = field(default_factory=lambda: {"": ""})
+    """What may stand behind it: tags, and what comes behind each of them."""
+
+    def mark(self, lark: Lark) -> str:
+        """That of a value that cannot run over it."""
+        return self._either({tag: lark.mark(self.padding + self.close + self.line + tag) for tag in self.then})
+
+    def text(self, lark: Lark, text: str = ANYTHING, padding: str = "") -> str:
+        """A free text, which is what a regular expression matches, and its end, with this padding."""
+        if self._is_text(lark, self.close, *self.then):
+            tags = [tag for tag in self.tags if self._is_text(lark, tag)]
+            return self._either({tag: lark.up_to(self.close, tag, tags, text, padding) for tag in self.then})
+        behind = self._either({tag: lark.mark(self.line + tag) for tag in self.then})
+        return f"{lark.until(padding + self.close, text)} {behind}"
+
+    def _is_text(self, lark: Lark, *marks: str) -> bool:
+        return bool(self.tags) and all(lark.cut(mark) == [mark] for mark in marks)
+
+    def _either(self, marks: Mapping[str, str]) -> str:
+        return either(f"{marks[tag]} {rest}" for tag, rest in self.then.items())
 
 
 def either(expressions: Iterable[str]) -> str:
@@ -79,21 +113,39 @@ def repeated(parameter: str, key: str | None, comma: str = "") -> str:
     return parameter if key is not None else f"{parameter} ({comma} {parameter})*"
 
 
-def as_text(lark: Lark, tool: Tool, schema: Any, close: str, padding: str = "") -> str:
-    """A value without quotes up to `close`: a text, or the JSON of anything else. `padding` stands before `close`."""
-    if tool.format is None and _is_free(schema):
-        return lark.until(close)
-    close = padding + close
+def as_text(lark: Lark, tool: Tool, schema: Any, end: End) -> str:
+    """A value without quotes and its end: a text, or the JSON of anything else."""
     if tool.format is not None:
-        return f"{lark.grammar(tool.format, title(tool))} {lark.mark(close)}"
+        return f"{lark.grammar(tool.format, title(tool))} {end.mark(lark)}"
+    if _is_free(schema):
+        return end.text(lark)
     if types_of(schema) == {"string"}:
         if choices := _choices(schema):
-            return f"{either(map(lark.text, choices))} {lark.mark(close)}"
+            return f"{either(map(lark.text, choices))} {end.mark(lark)}"
         if "pattern" in schema and (tool.strict or readable(schema["pattern"])):
             text = Grammar(kind="regex", source=_anchored(schema["pattern"]), param="tools")
-            return f"{lark.grammar(text, title(tool))} {lark.mark(close)}"
-        return _of_length(lark, schema, close)
-    return f"{value(lark, tool, schema)} {lark.mark(close)}"
+            return f"{lark.grammar(text, title(tool))} {end.mark(lark)}"
+        return _of_length(lark, schema, end)
+    return f"{value(lark, tool, schema)} {end.mark(lark)}"
+
+
+def parameters(
+    lark: Lark, tool: Tool, end: End, opens: str, closes: str, head: Callable[[str | None, Any], str]
+) -> str:
+    """All of a call, in their order, and the tag that closes the call.
+
+    `opens` is the tag of each; `head` writes the rest of that, for its name and schema, up to the value.
+    """
+    then = {closes: ""}
+    for key, schema, required in reversed([*members(tool)]):
+        one = f"{head(key, schema)} {as_text(lark, tool, schema, replace(end, then=then))}"
+        if key is None:
+            again = as_text(lark, tool, schema, replace(end, then={opens: ""}))
+            one = f"({head(key, schema)} {again})* {one}"
+        without = [] if required or opens not in then else [then[opens]]
+        rest = lark.rule(" | ".join([one, *without]))
+        then = {opens: rest} | ({} if required or closes not in then else {closes: ""})
+    return either(f"{lark.mark(end.line + tag)} {rest}" for tag, rest in then.items())
 
 
 def value(lark: Lark, tool: Tool, schema: Any) -> str:
@@ -111,12 +163,12 @@ def listed(lark: Lark, parts: Sequence[tuple[str, bool]], comma: str = '","') ->
     return first
 
 
-def _of_length(lark: Lark, schema: Mapping[str, Any], close: str) -> str:
+def _of_length(lark: Lark, schema: Mapping[str, Any], end: End) -> str:
     least, most = schema.get("minLength", 0), schema.get("maxLength", LONGEST + 1)
     text = f"(?s:.{{{least},{most if most <= LONGEST else ''}}})" if least <= LONGEST else ANYTHING
-    if isinstance(lark.cut(close)[0], str) or not least:
-        return lark.until(close, text)
-    return f"{lark.regex(text)} {lark.mark(close)}"
+    if isinstance(lark.cut(end.padding + end.close)[0], str) or not least:
+        return end.text(lark, text, end.padding)
+    return f"{lark.regex(text)} {end.mark(lark)}"
 
 
 def _is_free(schema: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from openai_gateway.worker.calls import grammars, literals, named
@@ -127,29 +127,19 @@ CALL_ID: Final = r', "id": "[A-Za-z0-9]{9}"'
 FORMATS: Final = (
     Format("harmony", tokens("<|channel|>", "<|constrain|>", "<|message|>", "<|call|>"), None, grammars.harmony),
     Format("minimax_m2", template("<minimax:tool_call>"), MINIMAX_M2.written, section(MINIMAX_M2, tagged(MINIMAX_M2))),
-    Format(
-        "gemma4",
-        template("<|tool_call>", "<tool_call|>"),
-        GEMMA4.written,
-        Calling(gemma(GEMMA4), *GEMMA4.call, each=True),
-    ),
-    Format(
-        "function_gemma",
-        template("<start_function_call>"),
-        FUNCTION_GEMMA.written,
-        Calling(gemma(FUNCTION_GEMMA), *FUNCTION_GEMMA.call, each=True),
-    ),
+    Format("gemma4", template("<|tool_call>", "<tool_call|>"), GEMMA4.written, gemma(GEMMA4)),
+    Format("function_gemma", template("<start_function_call>"), FUNCTION_GEMMA.written, gemma(FUNCTION_GEMMA)),
     Format(
         "longcat",
         template("<longcat_tool_call>"),
         LONGCAT.written,
-        Calling(keyed(LONGCAT), *LONGCAT.call, between="\n", each=True),
+        Calling(keyed(LONGCAT), LONGCAT.call[0], between="\n", each=True),
     ),
     Format(
         "glm47",
         template("<arg_key>"),
         GLM47.written,
-        Calling(keyed(GLM47), *GLM47.call, between="\n", each=True),
+        Calling(keyed(GLM47), GLM47.call[0], between="\n", each=True),
         also=("laguna",),
     ),
     Format(
@@ -208,7 +198,7 @@ FORMATS: Final = (
         "minicpm5",
         template('<function name="', '<param name="'),
         MINICPM5.written,
-        Calling(tagged(replace(MINICPM5, call=("", MINICPM5.call[1])), line=""), MINICPM5.call[0], each=True),
+        Calling(tagged(MINICPM5, line=""), MINICPM5.call[0], each=True),
     ),
     Format(
         "mistral",

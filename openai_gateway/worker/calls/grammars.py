@@ -13,20 +13,22 @@ from typing import Any, Final
 from openai_gateway.types import Tool
 from openai_gateway.worker.answers import Calls
 from openai_gateway.worker.calls.arguments import (
+    End,
     as_object,
     as_text,
     either,
     head,
     listed,
     members,
+    parameters,
     repeated,
     value,
 )  # fmt: skip
-from openai_gateway.worker.calls.literals import Gemma
+from openai_gateway.worker.calls.literals import BARE, Gemma
 from openai_gateway.worker.calls.offer import Offer
 from openai_gateway.worker.calls.tagged import Keys, Tags
 from openai_gateway.worker.calls.values import types_of
-from openai_gateway.worker.lark import ANYTHING, Lark
+from openai_gateway.worker.lark import ANYTHING, BLANK, SPACES, Lark
 
 LIMITED: Final = frozenset({"minItems", "maxItems", "uniqueItems", "prefixItems", "contains", "enum", "const"})
 """What a list can be held to only as JSON."""
@@ -56,7 +58,8 @@ class Calling:
 
     def __call__(self, lark: Lark, offer: Offer) -> Calls:
         call = either(self.one(lark, tool) for tool in offer.callables)
-        line, closes = _mark(lark, self.line + self.opening), _mark(lark, self.line + self.closes)
+        # A line that might be that before the next call is read by itself.
+        line, closes = _mark(lark, self.line + self.opening), f"{_mark(lark, self.line)} {_mark(lark, self.closes)}"
         more = f"{_mark(lark, self.opens)} {line} {call} {closes}" if self.each else call
         again = f"({_mark(lark, self.between)} {more})*" if offer.parallel else ""
         body = f"{line} {call} {closes} {again}" if self.each else f"{line} {call} {again} {closes}"
@@ -122,28 +125,28 @@ def tagged(
     """
 
     def one(lark: Lark, tool: Tool) -> str:
-        parts = [lark.mark(f"{tags.call[0]}{quote}{tool.name}{quote}"), lark.regex(index) if index else ""]
-        parts.append(lark.mark(f"{tags.ends}{line}"))
-        for key, schema, required in members(tool):
-            tag = head(lark, tags.parameter[0] + quote, key, f"{quote}{said(schema)}{tags.ends}{tags.padding}")
-            text = as_text(lark, tool, schema, tags.parameter[1], tags.padding)
-            parameter = repeated(f"{tag} {text} {_mark(lark, line)}", key)
-            parts.append(parameter if required else f"({parameter})?")
-        return " ".join([*parts, lark.mark(tags.call[1])])
+        def named(key: str | None, schema: Any) -> str:
+            return head(lark, quote, key, f"{quote}{said(schema)}{tags.ends}{tags.padding}")
 
+        # Without a section, calls begin with the tag of the first.
+        opens = tags.call[0] if tags.section is not None else ""
+        parts = [lark.mark(f"{opens}{quote}{tool.name}{quote}"), lark.regex(index) if index else ""]
+        parts += [lark.mark(tags.ends), parameters(lark, tool, end, tags.parameter[0], tags.call[1], named)]
+        return " ".join(parts)
+
+    end = End(tags.parameter[1], tags.padding, line, tags.behind)
     return one
 
 
 def keyed(keys: Keys) -> One:
-    """Keys and values in tags of their own."""
+    """Keys and values in tags of their own, and what closes the call."""
 
     def one(lark: Lark, tool: Tool) -> str:
-        parts = [lark.text(f"{tool.name}\n")]
-        for key, schema, required in members(tool):
-            tag = head(lark, keys.key[0], key, f"{keys.key[1]}\n{keys.value[0]}")
-            parameter = repeated(f"{tag} {as_text(lark, tool, schema, keys.value[1])} {lark.text(chr(10))}", key)
-            parts.append(parameter if required else f"({parameter})?")
-        return " ".join(parts)
+        def named(key: str | None, schema: Any) -> str:
+            return head(lark, "", key, f"{keys.key[1]}\n{keys.value[0]}")
+
+        end = End(keys.value[1], line="\n", tags=keys.behind)
+        return f"{lark.text(tool.name)} {parameters(lark, tool, end, keys.key[0], keys.call[1], named)}"
 
     return one
 
@@ -158,8 +161,16 @@ def python(lark: Lark, tool: Tool) -> str:
     return f"{lark.text(f'{tool.name}(')} {listed(lark, parts, comma)} {lark.text(')')}"
 
 
-def gemma(form: Gemma) -> One:
-    """Gemma's own notation."""
+def gemma(form: Gemma) -> Form:
+    """Gemma's own notation. An answer that begins as a call without its first mark is one."""
+
+    def calls(lark: Lark, offer: Offer) -> Calls:
+        marked = Calling(one, *form.call, each=True)(lark, offer)
+        if offer.required or offer.formed:
+            return marked
+        names = [BARE % tool.name for tool in offer.callables]
+        free = f"{SPACES}(?:{not_beginning([*names, *BLANK])})?"
+        return Calls(f"({lark.until(marked.trigger, free)})? {marked.body}", free=free)
 
     def one(lark: Lark, tool: Tool) -> str:
         parts = [
@@ -170,7 +181,7 @@ def gemma(form: Gemma) -> One:
 
     def written(lark: Lark, tool: Tool, schema: Any, depth: int) -> str:
         if depth < DEEPEST and isinstance(schema, dict) and types_of(schema) == {"string"}:
-            return f"{lark.mark(form.quote)} {as_text(lark, tool, schema, form.quote)}"
+            return f"{lark.mark(form.quote)} {as_text(lark, tool, schema, End(form.quote))}"
         items = schema.get("items") if types_of(schema) == {"array"} and not LIMITED & schema.keys() else None
         if depth < DEEPEST and isinstance(items, dict):
             definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
@@ -178,7 +189,7 @@ def gemma(form: Gemma) -> One:
             return f'"[" ({inner} ("," {inner})*)? "]"'
         return value(lark, tool, schema)
 
-    return one
+    return calls
 
 
 # Formats that need more

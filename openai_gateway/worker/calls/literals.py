@@ -11,6 +11,8 @@ from openai_gateway.worker.calls.reading import Written
 from openai_gateway.worker.calls.tape import LONGEST_NAME, NoCall, Step, Tape
 from openai_gateway.worker.calls.values import as_json, literal
 
+BARE: Final = "call:%s{"
+"""How a call begins whose first mark was left out."""
 DEEPEST: Final = 64
 """Values within values. What is deeper is no call."""
 
@@ -25,7 +27,7 @@ class Gemma:
     @property
     def written(self) -> Written:
         """What finds and reads its calls."""
-        return Written((self.call[0],), self.read, (*self.call, self.quote))
+        return Written((self.call[0],), self.read, (*self.call, self.quote), BARE)
 
     def read(self, tape: Tape, calls: Calls, opened: str) -> Step[None]:
         """One call, or several of them."""

@@ -20,9 +20,10 @@ Read = Callable[[Tape, Calls, str], Step[None]]
 class Written:
     """How calls are written in text.
 
-    They begin with one of `opens`, or, if `bare` is set, where an answer begins with that character; `read` goes on
-    from there (for `bare`, in front of it). What `markup` names is none of the content, wherever it stands. `marked`: a
-    call without marks is a slip, and none of an answer that has a form of its own.
+    They begin with one of `opens`, or, if `bare` is set, where an answer begins with that, in which `%s` stands for the
+    name of a tool that may be called; `read` goes on from there (for `bare`, in front of it). What `markup` names is
+    none of the content, wherever it stands. `marked`: a call without marks is a slip, and none of an answer that has a
+    form of its own.
     """
 
     opens: tuple[str, ...]
@@ -38,7 +39,8 @@ class CallChannels:
     def __init__(self, channels: Channels, written: Written, marks: Marks, offer: Offer) -> None:
         self._channels = channels
         self._written = written
-        self._bare = "" if offer.formed and written.marked else written.bare
+        bare = "" if offer.formed and written.marked else written.bare
+        self._bare = tuple({bare.replace("%s", name) for name in offer.callable}) if bare else ()
         self._tape = Tape(marks.spell)
         self._calls = Calls(offer, self._tape.pieces.append)
         self._opens = {marks.spell(mark): mark for mark in written.opens}
@@ -134,10 +136,13 @@ class CallChannels:
         """Lets content out, up to where a call may begin and over its mark: which it was, "" at the end."""
         tape = self._tape
         while True:
-            bare, front = self._bare, tape.text.lstrip()
-            if bare and not self._said and front.startswith(bare):
+            front = "" if self._said else tape.text.lstrip()
+            if front.startswith(self._bare):
                 tape.at = len(tape.text) - len(front)
-                return bare
+                return next(filter(front.startswith, self._bare))
+            if front and not tape.ended and any(bare.startswith(front) for bare in self._bare):
+                yield
+                continue
             found = self._mark.search(tape.text)
             settled = len(tape.text) - (0 if tape.ended else tape.begun(*self._known))
             if found is None or found.start() >= settled:

@@ -44,6 +44,11 @@ class Tags:
         opens = (self.section[0], self.call[0]) if self.section is not None else (self.call[0],)
         return Written(opens, self.read, markup)
 
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The tags of which one stands behind a value: another call's, too, where this one was left open."""
+        return (*(self.section or ()), *self.call, self.parameter[0], *(self.json or ())[:1])
+
     def read(self, tape: Tape, calls: Calls, opened: str) -> Step[None]:
         """One call, or all of a section."""
         closing = (self.section[1],) if self.section is not None else ()
@@ -102,7 +107,8 @@ class Tags:
         if kind:
             schema = {"type": "string"} if kind == "string" else {}
         calls.key(key)
-        yield from value(tape, calls, self.parameter[1], schema, padding=self.padding, cdata=self.cdata)
+        end = Until(self.parameter[1], self.behind, self.padding)
+        yield from value(tape, calls, end, schema, cdata=self.cdata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,11 @@ class Keys:
     def written(self) -> Written:
         """What finds and reads its calls."""
         return Written((self.call[0],), self.read, (*self.call, *self.key, *self.value))
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The tags of which one stands behind a value."""
+        return (*self.call, self.key[0])
 
     def read(self, tape: Tape, calls: Calls, opened: str) -> Step[None]:
         """One call; some models write JSON in its place."""
@@ -136,57 +147,67 @@ class Keys:
                 yield from tape.expect(self.value[0])
                 tape.commit()
                 calls.key(key.strip())
-                yield from value(tape, calls, self.value[1], parameters.schema(key.strip()))
+                yield from value(tape, calls, Until(self.value[1], self.behind), parameters.schema(key.strip()))
             yield from tape.space()
             mark = yield from tape.expect(self.key[0], self.call[1])
             tape.commit()
         calls.close()
 
 
-def value(tape: Tape, calls: Calls, close: str, schema: Any, *, padding: str = "", cdata: bool = False) -> Step[None]:
-    """A value up to its closing tag: a text as it comes, anything else as JSON once it is all there."""
-    if padding:
-        yield from tape.accept(padding)
+@dataclass(frozen=True, slots=True)
+class Until:
+    """The end of a value: `close`, with one of these tags `behind` it, and `padding` before it."""
+
+    close: str
+    behind: tuple[str, ...]
+    padding: str = ""
+
+
+def value(tape: Tape, calls: Calls, end: Until, schema: Any, *, cdata: bool = False) -> Step[None]:
+    """A value and its end: a text as it comes, anything else as JSON once it is all there."""
+    if end.padding:
+        yield from tape.accept(end.padding)
     if not is_text(schema):
-        yield from _whole(tape, calls, close, schema, padding)
+        yield from _whole(tape, calls, end, schema)
         return
     calls.begin_string()
     if cdata and (yield from tape.accept(CDATA[0])):
-        yield from tape.run(CDATA[1], calls.string)
-        yield from tape.until(close)
+        yield from tape.run(CDATA[1], calls.string, (end.close, *end.behind))
+        yield from tape.until(end.close, behind=end.behind)
     else:
-        text = Unpadded(padding, calls.string)
-        yield from tape.run(close, text.push)
+        text = Unpadded(end.padding, calls.string)
+        yield from tape.run(end.close, text.push, end.behind)
     calls.end_string()
     tape.commit()
 
 
-def _whole(tape: Tape, calls: Calls, close: str, schema: Any, padding: str) -> Step[None]:
+def _whole(tape: Tape, calls: Calls, end: Until, schema: Any) -> Step[None]:
     try:
-        written = yield from _up_to(tape, close)
+        written = yield from _up_to(tape, end)
     except NoCall:
-        written = tape.rest(close).removesuffix(padding)
+        written = tape.rest(end.close).removesuffix(end.padding)
+        tape.cut = tape.cut or end.close in written  # as where a text runs on to the end
         calls.arguments(written if tape.cut else as_json(written, schema))
         raise
     if written.startswith(CDATA[0]):
         written = written.removeprefix(CDATA[0]).removesuffix(CDATA[1])
-    calls.arguments(as_json(written.removesuffix(padding), schema))
+    calls.arguments(as_json(written.removesuffix(end.padding), schema))
     tape.commit()
 
 
-def _up_to(tape: Tape, close: str) -> Step[str]:
+def _up_to(tape: Tape, end: Until) -> Step[str]:
     """A value up to its closing tag, which strings in JSON may hold as well."""
     start = tape.at
     if (yield from tape.space()) in ("{", "[", '"'):
         try:
             written = yield from tape.json()
-            yield from tape.space()
-            yield from tape.expect(close)
-            return written
+            between, _ = yield from tape.until(end.close, behind=end.behind)
+            if not between.strip():
+                return written
         except NoCall:
-            tape.at = start
+            pass
     tape.at = start
-    written, _ = yield from tape.until(close)
+    written, _ = yield from tape.until(end.close, behind=end.behind)
     return written
 
 

@@ -7,11 +7,13 @@ it finds the same wherever the text was cut.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Final, TypeVar
 
 from openai_gateway.worker.calls.jsontext import JsonEnd
+from openai_gateway.worker.calls.marks import ANY
 from openai_gateway.worker.channels import Piece
+from openai_gateway.worker.lark import BLANK
 
 T = TypeVar("T")
 Step = Generator[None, None, T]
@@ -103,36 +105,61 @@ class Tape:
                 return name
             yield
 
-    def until(self, *ends: str, longest: int | None = None) -> Step[tuple[str, str]]:
-        """Reads up to the first of the ends and over it: (text before it, which it was)."""
+    def until(self, *ends: str, longest: int | None = None, behind: Sequence[str] = ()) -> Step[tuple[str, str]]:
+        """Reads up to the first of the ends and over it: (text before it, which it was). `behind` as in `run`."""
         spelled = {self.spell(end): end for end in ends}
         seen = self.at
         while True:
-            places = [(place, mark) for mark in spelled if (place := self.text.find(mark, seen)) >= 0]
-            reached = min(places)[0] if places else len(self.text)
-            if longest is not None and reached - self.at > longest:
+            found = [(*self._place(mark, seen, behind), mark) for mark in spelled]
+            seen = min(place for place, _, _ in found)
+            if longest is not None and seen - self.at > longest:
                 raise NoCall
-            if places:
+            if places := [(place, mark) for place, there, mark in found if there]:
                 place, mark = min(places)
                 text, self.at = self.text[self.at : place], place + len(mark)
                 return text, spelled[mark]
-            seen = max(self.at, len(self.text) - max(map(len, spelled)) + 1)
             yield from self.wait()
 
-    def run(self, end: str, take: Callable[[str], None]) -> Step[None]:
-        """Hands out the text before `end` as it comes, and reads over `end`. What the text ends with goes out too."""
+    def run(self, end: str, take: Callable[[str], None], behind: Sequence[str] = ()) -> Step[None]:
+        """Hands out the text before `end` as it comes, and reads over `end`. What the text ends with goes out too.
+
+        With `behind`, only an `end` counts that has one of these next to it, or nothing at all, but for white space.
+        """
         mark = self.spell(end)
+        passed = False
         while True:
-            place = self.text.find(mark, self.at)
-            stop = place if place >= 0 else len(self.text) - self.begun(mark)
+            stop, there = self._place(mark, self.at, behind)
             if stop > self.at:
+                passed = passed or mark in self.text[self.at : stop]
                 take(self.text[self.at : stop])
                 self.at = stop
                 self.commit()
-            if place >= 0:
+            if there:
                 self.at += len(mark)
                 return
+            # Where no end counts, one of those that were passed over was it: the rest is no part of a whole value.
+            self.cut = self.cut or (self.ended and passed)
             yield from self.wait()
+
+    def _place(self, mark: str, start: int, behind: Sequence[str]) -> tuple[int, bool]:
+        """Up to where there is no such mark from `start` on, and whether there is one."""
+        place = self.text.find(mark, start)
+        while place >= 0:
+            # A special token cannot stand in a text.
+            sure = not behind or ANY.search(mark) or self._begins(self.text[place + len(mark) :], behind)
+            if sure is not False:
+                return place, bool(sure)
+            place = self.text.find(mark, place + 1)
+        return max(start, len(self.text) - self.begun(mark)), False
+
+    def _begins(self, text: str, marks: Sequence[str]) -> bool | None:
+        """Whether a text begins with one of the marks, but for white space; None while that is open."""
+        text, spelled = text.lstrip(BLANK), [self.spell(mark) for mark in marks]
+        if text.startswith(tuple(spelled)):
+            return True
+        if any(mark.startswith(text) for mark in spelled):
+            return True if self.ended else None
+        return False
 
     def rest(self, end: str) -> str:
         """Reads all that there is, but what begins `end`."""

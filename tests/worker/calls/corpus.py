@@ -148,10 +148,10 @@ def xtml(calls: Sequence[tuple[str, Arguments]]) -> str:
     return f"<|open|>tools<|sep|>{said}<|close|>tools<|sep|>"
 
 
-def deepseek(one: Callable[[str, str], str]) -> Any:
+def deepseek(one: Callable[[str, str], str], line: str = "") -> Any:
     return lambda calls: (
         "<｜tool▁calls▁begin｜>"
-        + "\n".join(f"<｜tool▁call▁begin｜>{one(name, dumps(a))}<｜tool▁call▁end｜>" for name, a in calls)
+        + line.join(f"<｜tool▁call▁begin｜>{one(name, dumps(a))}<｜tool▁call▁end｜>" for name, a in calls)
         + "<｜tool▁calls▁end｜>"
     )
 
@@ -205,7 +205,7 @@ FAMILIES: Final = (
         '<atem:invoke name="{}"', '<atem:parameter name="{}"', "</atem:invoke>", "</atem:parameter>"))),
     Family("minicpm5", minicpm),
     Family("deepseek_v32", dsml, ("｜DSML｜",)),
-    Family("deepseek_v3", deepseek(lambda name, said: f"function<｜tool▁sep｜>{name}\n```json\n{said}\n```"), (
+    Family("deepseek_v3", deepseek(lambda name, said: f"function<｜tool▁sep｜>{name}\n```json\n{said}\n```", "\n"), (
         *SECTION, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>")),
     Family("deepseek_v31", deepseek(lambda name, said: f"{name}<｜tool▁sep｜>{said}"), (
         *SECTION, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>")),

@@ -84,8 +84,9 @@ ENDINGS = (b"<", b'"', b"}", b"]", b"[", b"\n")
 def closers(family: Family) -> list[str]:
     """What ends a text in a format without quotes."""
     written = BY_NAME[family.format].written
-    marks = [mark for mark in written.markup if mark.startswith("</")] if written is not None else []
-    return [*marks, *(f"\n{mark}" for mark in marks)]
+    markup = written.markup if written is not None else ()
+    marks = [mark for mark in markup if mark.startswith("</")]
+    return [*marks, *(f"\n{mark}" for mark in marks), *(f"{mark}\n{behind}" for mark in marks for behind in markup)]
 
 
 def output(read: Reader, offer: Offer, *, answer: Grammar | None = None) -> LLMatcher:
@@ -140,8 +141,9 @@ def test_a_call_that_may_be_made_is_of_a_tool_that_may_be_called(family: Family)
     assert fits(read, replace(some, required=True), begun(family, "now"))
 
 
-def test_one_call_is_all_where_there_may_be_no_more() -> None:
-    read = reader(next(family for family in FAMILIES if family.format == "hermes"))
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.format != "harmony"], ids=named)
+def test_one_call_is_all_where_there_may_be_no_more(family: Family) -> None:
+    read = reader(family)
     two = read.family.write([("now", {}), ("now", {})])
     assert fits(read, offer_of(TOOLS[1]), two)
     assert not fits(read, offer_of(TOOLS[1], parallel=False), two)
@@ -153,6 +155,23 @@ def test_json_that_is_no_call_may_be_an_answer_of_llama() -> None:
     assert fits(read, offer, '{"name": "Ann", "age": 5}')
     assert fits(read, offer, '{"name": "now", "parameters": {')
     assert not fits(read, offer, '{"name": "now", "age": 5}')
+
+
+@pytest.mark.parametrize("format", ["gemma4", "function_gemma"])
+def test_an_answer_of_gemma_that_begins_as_a_call_is_one(format: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    offer = offer_of(*TOOLS)
+    call = read.family.write([("now", {})])
+    bare = call.removeprefix(read.family.special[0])
+    assert fits(read, offer, bare + call)
+    for before in ("", " \n"):
+        assert not fits(read, offer, f"{before}call:now{{}} ")
+        assert not fits(read, offer, f"{before}call:now{{x")
+        assert fits(read, offer, f"{before}call:nowhere{{x {call}")
+    assert fits(read, offer, f"So call:now{{x {call}")
+    assert not fits(read, replace(offer, required=True), bare)
+    formed = output(read, replace(offer, formed=True), answer=Grammar(kind="regex", source="[a-z]+", param="x"))
+    assert formed.validate_tokens(read.singly(bare)) == len("call")
 
 
 FORMATS = [

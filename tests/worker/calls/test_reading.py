@@ -99,3 +99,28 @@ def test_json_without_marks_is_the_answer_where_that_has_a_form_and_calls_have_m
     assert read.said(read.encode(read.family.write([PARIS])), offer=formed).calls
     read = family("llama3")
     assert read.said(read.encode(BARE), offer=formed).calls == (("now", "{}"),)
+
+
+@pytest.mark.parametrize("format", ["gemma4", "function_gemma"])
+def test_a_call_of_gemma_without_its_first_mark_is_one_where_an_answer_begins(format: str) -> None:
+    read = family(format)
+    opens, closes = read.family.special[:2]
+    two = read.family.write([("now", {}), PARIS])
+    bare = two.removeprefix(opens)
+    for text in (bare, f"\n{bare}", bare.replace(closes, "", 1)):
+        for tokens in (read.encode(text), read.singly(text), read.encode(f"<think>Hm.</think>{text}")):
+            said = read.said(tokens, thinks=True)
+            assert (said.content, said.complete) == ("", 2)
+            assert said.calls == read.said(read.encode(two)).calls
+    assert all(read.said(tokens).complete == 2 for tokens in read.cuts(bare))
+    formed, other = replace(OFFER, formed=True), replace(OFFER, callable=frozenset({"search"}))
+    for offer, text in (
+        (OFFER, "Well. call:now{}"),
+        (OFFER, "call:later{}"),
+        (formed, "call:now{}"),
+        (other, "call:now{}"),
+    ):
+        said = read.said(read.singly(text), offer=offer)
+        assert (said.content, said.calls) == (text, ())
+    for length in range(len("call:now{")):
+        assert read.said(read.singly("call:now{"[:length])).content == "call:now{"[:length]
