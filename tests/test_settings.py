@@ -220,13 +220,16 @@ def test_lists_are_lists_in_models_yaml_and_allowed_hosts_hold_on_a_loopback_add
     assert (Settings().cors_origins, Settings().hosts) == (("*",), ("proxy.example",))
 
 
+NAMES = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal", "host.containers.internal")
+
+
 @pytest.mark.parametrize(
     ("host", "hosts"),
     [
-        ("127.0.0.1", ("localhost", "127.0.0.1", "[::1]")),
-        ("localhost", ("localhost", "127.0.0.1", "[::1]")),
-        ("::1", ("localhost", "127.0.0.1", "[::1]")),
-        ("127.0.0.5", ("localhost", "127.0.0.1", "[::1]", "127.0.0.5")),
+        ("127.0.0.1", NAMES),
+        ("localhost", NAMES),
+        ("::1", NAMES),
+        ("127.0.0.5", (*NAMES, "127.0.0.5")),
         ("0.0.0.0", ("*",)),
         ("::", ("*",)),
         ("gateway.example", ("*",)),
