@@ -24,8 +24,8 @@ class Calls:
     body: str
     """All calls of an answer, behind `trigger`. In harmony, what follows `<|start|>assistant`."""
     trigger: str = ""
-    """The markup by which they begin: wherever it comes, calls follow. Empty where only a beginning of an answer can
-    be that of a call; what is no call matches `free` then."""
+    """The markup by which they begin: wherever it comes, calls follow. Empty where the beginning of an answer tells, or
+    `body` has what may come before them; what is no call matches `free` then."""
     required: bool = False
     """Whether there must be one."""
     free: str = ANYTHING
