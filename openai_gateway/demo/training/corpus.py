@@ -125,7 +125,7 @@ def copying(rng: random.Random) -> Conversation:
 
 def drill(rng: random.Random) -> Conversation:
     """Many turns of one skill: earlier turns are cheap to learn from, as they share one system message."""
-    turn = rng.choices((sum_turn, fact_turn, repeat_turn, unknown_turn, count_turn), (52, 10, 30, 4, 4))[0]
+    turn = rng.choices((sum_turn, fact_turn, repeat_turn, _unanswerable_turn, count_turn), (52, 10, 30, 4, 4))[0]
     turns = 1 if turn is count_turn else rng.randint(5, 9)
     return Conversation(tuple(turn(rng) for _ in range(turns)), rng.choice(EFFORTS), True)
 
@@ -192,7 +192,7 @@ def _turns(rng: random.Random) -> tuple[Turn, ...]:
         "repeat": repeat_turn,
         "count": count_turn,
         "chat": chat_turn,
-        "unknown": unknown_turn,
+        "unknown": _unanswerable_turn,
     }[kind]
     return (*(_other_turn(rng) for _ in range(before)), last(rng))
 
@@ -215,8 +215,13 @@ def _other_turn(rng: random.Random) -> Turn:
         "sum": sum_turn,
         "repeat": repeat_turn,
         "chat": chat_turn,
-        "unknown": unknown_turn,
+        "unknown": _unanswerable_turn,
     }[kind](rng)
+
+
+def _unanswerable_turn(rng: random.Random) -> Turn:
+    """A question that it does not know the answer to, or something that only a function could do, and there is none."""
+    return unserved_turn(rng, []) if rng.random() < 0.4 else unknown_turn(rng)
 
 
 def prompt(template: str, conversation: Conversation) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any, cast
 
 from openai import AsyncOpenAI
@@ -42,7 +43,10 @@ GROWTH = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of the table asks `case` at `effort`; `target` is the share that must be right, if any."""
+    """One row of the table asks `case` at `effort`; `target` is the share that must be right, if any.
+
+    Where the answers are objects, that is a share of their values.
+    """
 
     row: str
     case: Case
@@ -62,6 +66,22 @@ class Outcome:
     def right(self) -> bool:
         case = self.job.case
         return same_json(self.answer, case.expected) if case.json else self.answer.strip() == case.expected
+
+    @property
+    def values(self) -> list[bool]:
+        """For an object, whether each of its values is right, those included that it lacks or has too many."""
+        if self.job.case.skill != "objects":
+            return []
+        expected = json.loads(self.job.case.expected)
+        try:
+            said = json.loads(self.answer)
+        except ValueError:
+            said = None
+        said = said if isinstance(said, dict) else {}
+        return [
+            key in said and key in expected and json.dumps(said[key]) == json.dumps(expected[key])
+            for key in expected | said
+        ]
 
 
 def same_json(text: str, expected: str) -> bool:
@@ -168,16 +188,14 @@ def summarize(outcomes: list[Outcome]) -> list[Row]:
     grouped: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         grouped.setdefault(outcome.job.row, []).append(outcome)
-    return [
-        Row(
-            name,
-            len(group),
-            sum(outcome.right for outcome in group) / len(group),
-            group[0].job.target,
-            sum(outcome.reasoning_tokens for outcome in group) / len(group),
-        )
-        for name, group in grouped.items()
-    ]
+    rows = []
+    for name, group in grouped.items():
+        target, thought = group[0].job.target, mean(outcome.reasoning_tokens for outcome in group)
+        values = [right for outcome in group for right in outcome.values]
+        rows.append(Row(name, len(group), mean(o.right for o in group), None if values else target, thought))
+        if values:
+            rows.append(Row(f"values of {name}", len(values), mean(values), target, thought))
+    return rows
 
 
 def growth(rows: list[Row]) -> float:

@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent.parent, help="where the model is written")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo-checkpoint.pt"), help="resumed when it exists")
-    parser.add_argument("--tokens", type=float, default=24e6, help="how many to learn from")
+    parser.add_argument("--tokens", type=float, default=28e6, help="how many to learn from")
     parser.add_argument("--batch", type=int, default=2048, help="tokens per step")
     parser.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
