@@ -184,7 +184,10 @@ class Settings(BaseSettings):
         2**20, description="Characters of an answer that may wait for its client; with more, it is given up."
     )
     keep_alive: int = Field(75, ge=0, le=86_400, description="Seconds that an idle HTTP connection stays open.")
-    stream_keepalive: Pause = Field(10, description="Seconds of silence before a stream sends a comment; 0 is never.")
+    stream_keepalive: Pause = Field(
+        10,
+        description="Seconds before a silent stream sends a comment (openai-go before 3.43 fails at it); 0 is never.",
+    )
     drain_timeout: Pause = Field(30, description="Seconds that running requests get when the gateway stops.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
