@@ -24,6 +24,8 @@ from openai_gateway.worker.sampling import Likeliest, draw, greedy, keys_at, lik
 
 Scored = tuple[float, Likeliest]
 """The log-probability of a token, and the likeliest in its place."""
+SETTLED = 256
+"""Steps after which what the caches count is computed, read by anybody or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,6 @@ class Entries:
     def read(self) -> dict[Row, Scored]:
         """Waits for them."""
         return dict(zip(self.rows, listed(*self.arrays), strict=True))
-
-
-SETTLED = 256
-"""Steps after which what the caches count is computed, read by anybody or not."""
 
 
 class Decoding:

@@ -19,7 +19,7 @@ from openai_gateway.worker import wire
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import Loaded, computable, read_tokenizer
-from openai_gateway.worker.memory import RESERVE, Budget, Footprint, footprint, gigabytes, weight_bytes
+from openai_gateway.worker.memory import RESERVE, Budget, Footprint, footprint, gigabytes, is_latent, weight_bytes
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.sampling import Shape, draw, keys_at
@@ -80,8 +80,7 @@ def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
     no faster; so does latent attention (DeepSeek's) on any device, whose scores mlx-lm puts together itself. Where
     prompts are entered at `snapshots` alone, small parts leave more of them.
     """
-    latent = any(hasattr(module, "kv_lora_rank") for module in model.modules())
-    if mx.default_device() == mx.Device(mx.cpu) or latent or budget.reserve < RESERVE:
+    if mx.default_device() == mx.Device(mx.cpu) or is_latent(model) or budget.reserve < RESERVE:
         return 512
     return 1024 if snapshots else 2048
 

@@ -101,6 +101,11 @@ class Footprint:
         return low
 
 
+def is_latent(model: nn.Module) -> bool:
+    """Whether its attention is latent, as DeepSeek's."""
+    return any(hasattr(module, "kv_lora_rank") for module in model.modules())
+
+
 def scores(model: nn.Module, config: Mapping[str, Any], *, quantized: bool) -> int:
     """Bytes of attention's scores for one token that is read and one that it looks at; 0 where they are not kept.
 
@@ -110,8 +115,7 @@ def scores(model: nn.Module, config: Mapping[str, Any], *, quantized: bool) -> i
     """
     heads = int(config.get("num_attention_heads") or 0)
     size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // max(heads, 1))
-    latent = any(hasattr(module, "kv_lora_rank") for module in model.modules())
-    fused = {size, int(config.get("global_head_dim") or size)} <= FUSED and not (quantized or latent)
+    fused = {size, int(config.get("global_head_dim") or size)} <= FUSED and not (quantized or is_latent(model))
     return 0 if fused and mx.default_device() != mx.Device(mx.cpu) else heads * SCORE
 
 

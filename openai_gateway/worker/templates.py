@@ -116,8 +116,8 @@ def id_in(style: Ids, id: str, name: str, count: int) -> str:
     return id
 
 
-SWITCHES: Final[dict[str, tuple[Any, ...]]] = {
-    "enable_thinking": (True, False), "thinking": (True, False), "reasoning_effort": EFFORTS,
+ELSEWHERE: Final[dict[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(reasoning.SWITCHES, (True, False)), "reasoning_effort": EFFORTS,
 }  # fmt: skip
 """Keywords of thinking, which clients send to every model alike; where a template reads others they mean the same."""
 
@@ -125,8 +125,8 @@ SWITCHES: Final[dict[str, tuple[Any, ...]]] = {
 def check_keywords(kwargs: dict[str, Any], template: reasoning.Template) -> None:
     """Raises `InvalidRequest` for keywords of a request that neither the template reads nor `Thinking.plan`."""
     for name, value in kwargs.items():
-        if name in SWITCHES and name not in template.variables:
-            if value not in SWITCHES[name]:
+        if name in ELSEWHERE and name not in template.variables:
+            if value not in ELSEWHERE[name]:
                 raise InvalidRequest(f"'{name}' cannot be '{value}'.", param="chat_template_kwargs")
         elif name not in template.variables or name in OURS or not isinstance(value, str | int | float | bool):
             raise InvalidRequest(

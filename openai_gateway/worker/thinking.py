@@ -119,7 +119,7 @@ def _effort(keywords: dict[str, Any], default: Effort | None) -> Effort | None:
     """What keywords of other templates mean for one that does not read them."""
     if (named := keywords.get("reasoning_effort")) is not None:
         return cast(Effort, named)
-    switches = [keywords[name] for name in ("enable_thinking", "thinking") if name in keywords]
+    switches = [keywords[name] for name in reasoning.SWITCHES if name in keywords]
     if False in switches:
         return "none"
     return "medium" if switches and default == "none" else None
