@@ -150,7 +150,7 @@ class Connection(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise InvalidRequest("This server speaks HTTP/1.1.")
-        sole_host(self.headers, required=version == "1.1")
+        sole_host(self.headers, version)
         if self.state.draining:
             raise Unavailable("The server is shutting down.")
         if len(self.pipeline) >= self.bounds.max_pipelined:

@@ -33,7 +33,7 @@ class Hosts:
             return
         refusal: GatewayError | None = None
         try:
-            host = sole_host(scope["headers"], required=scope["http_version"] != "1.0")
+            host = sole_host(scope["headers"], scope["http_version"])
             if not self._allows(host) and needed(scope["method"], scope["path"]) != OPEN:
                 refusal = PermissionDenied(REFUSED)
         except InvalidRequest as error:
@@ -47,10 +47,10 @@ class Hosts:
         return "*" in self.allowed or _name(host) in self.allowed
 
 
-def sole_host(headers: Iterable[tuple[bytes, bytes]], *, required: bool = True) -> str:
-    """The one Host header; empty where there is none and none is required, as in HTTP/1.0. Raises InvalidRequest."""
+def sole_host(headers: Iterable[tuple[bytes, bytes]], version: str) -> str:
+    """The one Host header; empty where there is none, which HTTP `version` 1.0 alone allows. Raises InvalidRequest."""
     hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) > 1 or (required and not hosts):
+    if len(hosts) > 1 or (version != "1.0" and not hosts):
         raise InvalidRequest("A request needs exactly one Host header.")
     if not all(HOST.fullmatch(host) for host in hosts):
         # `a/v1/models?` as a host made one path for whoever built a URL with it, and another for the router.

@@ -59,15 +59,16 @@ class Prefill:
         wait for ever if shorter ones always went before it.
         """
         room = self.room(waited_for=waited_for)
-        for reading in self.readings:
-            reading.most = self._limits.fitting(reading.done)
-        ending, long = prompts.next_to_read(self.readings, room, oldest=self._oldest)
+        ending, long = prompts.next_to_read(self.readings, room, self._limits.fitting, oldest=self._oldest)
         self._oldest ^= long is not None
         # A prompt with several choices becomes several rows, and so is alone.
         together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._vocabulary)
         groups = [[reading] for reading in ending if len(reading.rows) > 1] + together
+        if long is None:
+            return groups, None, 0
         room -= sum(reading.left for reading in ending)
-        return groups, long, long.part(max(room, min(LEAST, self._limits.prefill_step))) if long is not None else 0
+        room = max(room, min(LEAST, self._limits.prefill_step))
+        return groups, long, long.part(min(room, self._limits.fitting(long.done)))
 
     @contextmanager
     def timed(self, count: int) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +37,6 @@ class Reading:
     done: int = 0
     cached: int = 0
     """How many of the first tokens came from the prefix cache."""
-    most: int = 1 << 62
-    """Tokens of it that one pass may read now."""
     fork: int = 0
     """Where it leaves what others began with as well, and a part of it ends, so that the next one can be entered there;
     0 for nowhere."""
@@ -62,7 +60,7 @@ class Reading:
 
         Prompts mostly diverge there, and can only be entered again where a part has ended if the model has windows.
         """
-        end = self.done + min(room, self.most, self.left - 1)
+        end = self.done + min(room, self.left - 1)
         if self.forks and self.fork <= end:
             return self.fork - self.done
         place = bisect_right(self.job.turns, end)
@@ -100,16 +98,23 @@ def fork(length: int, cached: int, common: int, turns: Sequence[int]) -> int:
     return at if at - cached >= SHARED and at < length else 0
 
 
-def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tuple[list[Reading], Reading | None]:
+def next_to_read(
+    readings: Sequence[Reading], room: int, fitting: Callable[[int], int], *, oldest: bool
+) -> tuple[list[Reading], Reading | None]:
     """Which prompts, the oldest first, to read to their end now, and of which other one to read a part.
 
-    The part is for the most urgent, and of those for the `oldest` or else for the one that has the least left.
+    `fitting` says how many tokens one pass may read of a prompt of which so many are read. The part is for the most
+    urgent, and of those for the `oldest` or else for the one that has the least left.
 
     Those that end are as many short ones as `room` tokens hold, padded to the longest. One whose beginning is long and
     cached is read alone when it is the oldest. Together they are no faster, as attention to what is cached is most of
     the work, and all of them would wait until the last is read.
     """
-    near = [reading for reading in readings if reading.left <= min(room, reading.most) and not reading.forks]
+
+    def ends(reading: Reading) -> bool:
+        return reading.left <= min(room, fitting(reading.done)) and not reading.forks
+
+    near = [reading for reading in readings if ends(reading)]
     ending: list[Reading] = []
     if near and near[0].done > LONG:
         ending = near[:1]
@@ -118,11 +123,7 @@ def next_to_read(readings: Sequence[Reading], room: int, *, oldest: bool) -> tup
             if reading.done <= LONG and reading.left * (len(ending) + 1) <= room:
                 ending.append(reading)
     # Nothing of the others that are read alone: their turn comes when they are the oldest.
-    others = [
-        one
-        for one in readings
-        if one not in ending and (one.left > min(room, one.most) or one.forks or (one.left > 1 and one.done <= LONG))
-    ]
+    others = [one for one in readings if one not in ending and (not ends(one) or (one.left > 1 and one.done <= LONG))]
     part = min(others, key=lambda one: (one.job.priority, 0 if oldest else one.left), default=None)
     return ending, part
 

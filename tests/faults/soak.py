@@ -1,6 +1,6 @@
 """A long run of mixed load at half of what the gateway can do: one in ten leaves, one in twenty means harm.
 
-`python -m tests.faults.soak SECONDS` prints what memory, descriptors and times did meanwhile.
+`python -m tests.faults.soak SECONDS` prints what memory, descriptors and times do meanwhile, a line at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ CLIENTS = 32
 LEAVING, HOSTILE = 0.1, 0.05
 PARTS = 20
 """Lines of the table."""
+HEAD = "requests   p50 ms   p99 ms  gateway MB  worker MB    fds"
 BAD: tuple[tuple[str, Any], ...] = (
     ("/completions", {"model": MODEL, "prompt": "x", "logit_bias": {"99999999": 1}}),
     ("/completions", {"model": MODEL, "prompt": "x " * 100_000}),
@@ -69,16 +72,18 @@ class Soak:
 
     @property
     def table(self) -> str:
-        head = "requests   p50 ms   p99 ms  gateway MB  worker MB    fds"
-        return "\n".join([f"{self.rate:.1f} requests/s", head, *map(str, self.parts), f"wrong: {dict(self.wrong)}"])
+        """All of it, for a test that has failed."""
+        return "\n".join([f"{self.rate:.1f} requests/s", HEAD, *map(str, self.parts), f"wrong: {dict(self.wrong)}"])
 
-    async def run(self, server: Server, seconds: float) -> None:
+    async def run(self, server: Server, seconds: float, tell: Callable[[str], object]) -> None:
+        """`tell` is told of each part when it is over."""
         chance = random.Random(1)
         async with (
             clients(server.base_url, CLIENTS) as everybody,
             httpx2.AsyncClient(base_url=server.base_url, timeout=60) as stranger,
         ):
             self.rate = await self._capacity(everybody, chance) / 2
+            tell(f"{self.rate:.1f} requests/s\n{HEAD}")
             async with asyncio.TaskGroup() as group:
                 for _ in range(PARTS):
                     self.parts.append(Part())
@@ -87,6 +92,7 @@ class Soak:
                         await asyncio.sleep(chance.expovariate(self.rate))
                         group.create_task(self._one(everybody, stranger, chance))
                     self._measure(server)
+                    tell(str(self.parts[-1]))
 
     async def _capacity(self, everybody: list[Client], chance: random.Random) -> float:
         """Requests a second when nobody waits to ask again."""
@@ -128,14 +134,14 @@ class Soak:
         part.descriptors = gateway.num_fds()
 
 
-def soak(seconds: float, folder: Path) -> Soak:
+def soak(seconds: float, folder: Path, tell: Callable[[str], object] = lambda _: None) -> Soak:
     """Run it on a gateway of its own."""
     found = Soak()
     with running(folder, answer_cache="4MB", prefix_cache="64MB", max_batch=16, rate_limits="off") as server:
-        asyncio.run(found.run(server, seconds))
+        asyncio.run(found.run(server, seconds, tell))
     return found
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        sys.stdout.write(soak(float(sys.argv[1]), Path(place)).table + "\n")
+        print(f"wrong: {dict(soak(float(sys.argv[1]), Path(place), partial(print, flush=True)).wrong)}")

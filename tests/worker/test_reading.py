@@ -8,6 +8,7 @@ import pytest
 
 from openai_gateway.types import Sampling
 from openai_gateway.worker import reading as prompts
+from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.load import Loaded
 from openai_gateway.worker.model import Float32
 from openai_gateway.worker.prompt import Job
@@ -291,7 +292,7 @@ def test_a_prompt_forks_where_it_leaves_what_began_another(
 def test_a_part_ends_at_the_fork_and_the_prompt_not_before_it() -> None:
     reading = of(None, prompt(100), turns=(90,))
     reading.fork = 50
-    assert prompts.next_to_read([reading], 512, oldest=True) == ([], reading)
+    assert prompts.next_to_read([reading], 512, Limits().fitting, oldest=True) == ([], reading)
     assert (reading.part(512), reading.part(32)) == (50, 32)
     reading.done = 50
-    assert prompts.next_to_read([reading], 512, oldest=True) == ([reading], None)
+    assert prompts.next_to_read([reading], 512, Limits().fitting, oldest=True) == ([reading], None)
