@@ -282,7 +282,7 @@ class Engine:
     # Reading
 
     def _read(self) -> Iterator[Out]:
-        groups, long, count = self._prefill.due(waited_for=bool(self._running.batches))
+        groups, long, count = self._prefill.due(len(self._running.rows))
         for group in groups:
             yield from self._guarded([reading.job for reading in group], self._finish(group), TRY_AGAIN)
         if long is not None:

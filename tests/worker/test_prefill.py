@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from openai_gateway.worker import prefill
 from openai_gateway.worker.admission import LEAST
 from openai_gateway.worker.load import Loaded
 from tests.worker.session import Session, greedy, prompt
@@ -45,6 +46,34 @@ def test_running_answers_are_not_held_up_by_the_first_prompt_of_more_than_few_to
     session.submit(1, prompt(64), 2)
     session.run()
     assert parts(session) == [(1, 5), (1, LEAST), (1, LEAST)]
+
+
+def storm(llama: Loaded, monkeypatch: pytest.MonkeyPatch, *, answers: int) -> list[tuple[int, int]]:
+    """Reads a prompt for running answers, and then one more that comes with each of nine steps; a pass takes a second
+    for each column. Returns the rows and columns of all passes of the nine."""
+    session = Session(llama, max_stall=ENOUGH)
+    monkeypatch.setattr(prefill, "monotonic", lambda: sum(columns for _, columns in session.model.shapes))
+    session.submit(0, prompt(5), 40, n=answers)
+    session.until(lambda: session.deltas(0))
+    begun = len(session.model.shapes)
+    for id in range(1, 10):
+        session.submit(id, prompt(4), 1)
+        session.step()
+    seen = session.model.shapes[begun:]
+    session.run()
+    assert all(session.finish(id) == "length" for id in range(10))
+    return seen
+
+
+def test_few_arrivals_wait_for_each_other_while_more_answers_run(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = storm(llama, monkeypatch, answers=8)
+    assert seen == [(8, 1)] * 6 + [(7, 4), (15, 1)] + [(8, 1)] * 2
+
+
+def test_more_arrivals_than_running_answers_are_read_at_once(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [columns for _, columns in storm(llama, monkeypatch, answers=1)] == [4, 1] * 9
 
 
 @pytest.mark.parametrize("scored", [False, True])
