@@ -26,7 +26,7 @@ class Record:
         self.started: Started | None = None
         self.size = 0
         self._limit = limit
-        self._echo: Echo | None = None
+        self._echoes: list[Echo] = []
         self._deltas: dict[int, list[Delta]] = {}
 
     @property
@@ -36,10 +36,9 @@ class Record:
 
     @property
     def events(self) -> tuple[Kept, ...]:
-        """`Started`, then one delta for each choice, in the order of their numbers."""
-        started = None if self.started is None else replace(self.started, answer="hit")
-        first = [event for event in (started, self._echo) if event is not None]
-        return (*first, *(joined(self._deltas[index]) for index in sorted(self._deltas)))
+        """`Started`, the prompt, then one delta for each choice, in the order of their numbers."""
+        started = () if self.started is None else (replace(self.started, answer="hit"),)
+        return (*started, *self._echoes, *(joined(self._deltas[index]) for index in sorted(self._deltas)))
 
     def finished(self, n: int) -> bool:
         """Whether all `n` choices came to an end of their own: not cut off, and none of them missing."""
@@ -51,8 +50,8 @@ class Record:
         if isinstance(event, Started):
             self.started = event
         elif isinstance(event, Echo):
-            self._echo = event
-            self.size += size(Delta(0, event.text, logprobs=event.logprobs))
+            self._echoes.append(event)
+            self.size += len(event.text) + len(event.packed)
         elif isinstance(event, Delta):
             self.size += size(event)
             pile = self._deltas.setdefault(event.index, [])
@@ -60,7 +59,7 @@ class Record:
             if len(pile) == PIECES:
                 pile[:] = [joined(pile)]
         if not self.whole:
-            self._echo = None
+            self._echoes.clear()
             self._deltas.clear()
 
 

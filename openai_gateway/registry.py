@@ -69,9 +69,9 @@ class Registry:
         gone = [slot for slot in self._slots if slot.spec.id not in kept]
         self.specs = specs
         self._slots = [kept.get(spec.id) or Slot(spec) for spec in specs]
-        self._dropped = [slot for slot in (*self._dropped, *gone) if slot.resident or slot.loading or slot.leases]
+        self._dropped += gone
         for slot in gone:
-            slot.dropped = True
+            slot.dropped, slot.pinned = True, False
             await self._released(slot)
 
     def resolve(self, name: str) -> ModelSpec:
@@ -137,11 +137,11 @@ class Registry:
             pass
 
     async def unload(self, name: str) -> None:
-        """Unload a model. Raises `Conflict` while requests use it."""
+        """Unload a model, or load it no further. Raises `Conflict` while requests use it, or wait for it."""
         slot = self._slot(name)
-        if slot.leases or slot.loading is not None:
+        if slot.leases:
             raise Conflict(f"{slot.leases} requests use `{slot.spec.id}` or wait for it; try again when they are done.")
-        slot.pinned = False
+        slot.pinned = slot.awaited = False
         await self._unload(slot)
 
     async def restart(self, name: str) -> None:
@@ -167,8 +167,8 @@ class Registry:
         """Load the default model and those that models.yaml marks; one that fails does not stop the next."""
         for slot in [slot for slot in self._slots if slot.awaited]:
             try:
-                async with self.lease(slot.spec.id):
-                    pass
+                if not (slot.provider or slot.dropped):
+                    await self._loaded(slot)  # without a lease, so that it ends where the model is not wanted any more
             except GatewayError as error:
                 logger.error("%s", error.message)
 
@@ -184,23 +184,18 @@ class Registry:
 
     async def close(self) -> None:
         """Unload everything."""
-        slots = [*self._slots, *self._dropped]
-        for slot in slots:
-            if slot.loading is not None:
-                slot.loading.cancel()
-                await asyncio.wait([slot.loading])
-        await asyncio.gather(*(self._unload(slot) for slot in slots))
+        await asyncio.gather(*(self._unload(slot) for slot in (*self._slots, *self._dropped)))
 
     async def _loaded(self, slot: Slot) -> Provider:
-        if slot.loading is None:
-            slot.loading = asyncio.create_task(self._load(slot))
-            slot.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
-        try:
-            # Whoever asked first may leave: others wait for the same model.
-            async with asyncio.timeout(self.settings.load_timeout):
-                await asyncio.shield(slot.loading)
-        except TimeoutError:
-            raise Unavailable(LOADING if slot.resident else NO_ROOM) from None
+        if (loading := slot.loading) is None:
+            loading = slot.loading = asyncio.create_task(self._load(slot))
+            loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Whoever asked first may leave: it goes on, for others who wait for the same model or come back.
+        await asyncio.wait([loading], timeout=self.settings.load_timeout)
+        if not loading.done():
+            raise Unavailable(LOADING if slot.resident else NO_ROOM)
+        if not loading.cancelled():
+            loading.result()
         if slot.provider is None:
             raise Unavailable(f"The model `{slot.spec.id}` was unloaded; please try again.")
         return slot.provider
@@ -220,7 +215,7 @@ class Registry:
             raise
         finally:
             slot.loading = None
-            slot.resident = slot.provider is not None
+            slot.resident = slot.provider is not None or slot.unloading is not None
             await self._released(slot)
 
     async def _started(self, slot: Slot) -> Provider:
@@ -268,11 +263,14 @@ class Registry:
         return [other for other in (*self._slots, *self._dropped) if other.resident and other is not slot]
 
     async def _changed(self) -> None:
+        self._dropped = [slot for slot in self._dropped if slot.resident or slot.loading or slot.leases]
         async with self._change:
             self._change.notify_all()
 
     async def _released(self, slot: Slot) -> None:
-        if slot.dropped and not slot.leases and slot.loading is None:
+        if slot.dropped and not slot.leases:
+            if slot.loading is not None:
+                slot.loading.cancel()
             self._begin_unloading(slot)
         self._await_expiry(slot)
         await self._changed()
@@ -289,6 +287,9 @@ class Registry:
             self._begin_unloading(slot)
 
     async def _unload(self, slot: Slot) -> None:
+        if slot.loading is not None:
+            slot.loading.cancel()
+            await asyncio.wait([slot.loading])
         self._begin_unloading(slot)
         if slot.unloading is not None:
             await asyncio.wait([slot.unloading])
@@ -305,6 +306,4 @@ class Registry:
             logger.info("unloaded %s", slot.spec.id)
         finally:
             slot.unloading, slot.resident, slot.limit = None, False, 0
-            if slot in self._dropped:
-                self._dropped.remove(slot)
             await self._changed()

@@ -6,10 +6,10 @@ stream of `Event`s. Both are frozen msgspec structs, so that the same values cro
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, msgpack
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORTS: tuple[Effort, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -151,6 +151,10 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     top: tuple[tuple[str, bytes, float], ...] = ()
 
 
+_pack_entries = msgpack.Encoder().encode
+_unpack_entries = msgpack.Decoder(tuple[TokenLogprob, ...]).decode
+
+
 class Started(Struct, frozen=True, array_like=True, tag="started"):
     """The request was accepted: nothing about its input can be refused from here on.
 
@@ -176,10 +180,24 @@ class Progress(Struct, frozen=True, array_like=True, tag="progress"):
 
 
 class Echo(Struct, frozen=True, array_like=True, tag="echo"):
-    """The prompt as the model read it, for a completion with `echo`."""
+    """The prompt as the model read it, for a completion with `echo`: all of its text, and then, as they are found,
+    the log-probabilities of its tokens, in each of these events no more than can be rendered at once.
 
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
+    Those stay packed until they are: as objects a long prompt's take ten times as much memory.
+    """
+
+    text: str = ""
+    packed: bytes = b""
+
+    @classmethod
+    def of(cls, text: str, entries: Sequence[TokenLogprob]) -> Echo:
+        """With log-probabilities."""
+        return cls(text, _pack_entries(entries))
+
+    @property
+    def entries(self) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities, made anew each time."""
+        return _unpack_entries(self.packed) if self.packed else ()
 
 
 class CallDelta(Struct, frozen=True, array_like=True):

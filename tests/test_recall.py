@@ -19,7 +19,18 @@ from openai_gateway.gateway import Gateway
 from openai_gateway.observe.performance import Performance
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings
-from openai_gateway.types import ChatRequest, Delta, Event, Message, ModelInfo, ModelSpec, Request, Sampling, Started
+from openai_gateway.types import (
+    ChatRequest,
+    Delta,
+    Echo,
+    Event,
+    Message,
+    ModelInfo,
+    ModelSpec,
+    Request,
+    Sampling,
+    Started,
+)
 from openai_gateway.worker.revision import revision
 
 pytestmark = pytest.mark.anyio
@@ -139,6 +150,13 @@ async def test_a_second_request_is_answered_with_what_the_first_got(scene: Scene
     assert (told(first), told(second)) == ("miss", "hit")
     assert second == [Started(7, 3, None, "hit"), Delta(0, "hello", tokens=4, finish="stop")]
     assert scene.provider.begun == 1
+
+
+async def test_an_echoed_prompt_that_came_in_pieces_is_kept_in_pieces(scene: Scene) -> None:
+    pieces = Echo("prompt", b"\x90"), Echo("", b"\x90")
+    scene.provider.script = (Started(7), *pieces, Delta(0, "x", tokens=1, finish="stop"))
+    assert await scene.ask() == [Started(7, answer="miss"), *pieces, Delta(0, "x", tokens=1, finish="stop")]
+    assert await scene.ask() == [Started(7, answer="hit"), *pieces, Delta(0, "x", tokens=1, finish="stop")]
 
 
 async def test_what_is_not_deterministic_is_neither_kept_nor_looked_for(scene: Scene) -> None:

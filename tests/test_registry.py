@@ -204,14 +204,17 @@ async def test_the_client_that_asked_first_may_leave_without_taking_the_model_fr
 
 
 async def test_an_idle_model_is_unloaded_and_comes_back() -> None:
-    models, seen = registry(spec("a", idle_timeout=0.05), spec("b"))
+    models, seen = registry(spec("a", idle_timeout=0.5), spec("b"))
     await use(models, "a")
     await use(models, "b")
-    await asyncio.sleep(0.02)
+    slot = models._slots[0]
+    assert slot.expiry is not None
+    first = slot.expiry.when()
     await use(models, "a")  # starts the time anew
-    await asyncio.sleep(0.04)
-    assert seen.log == ["+a", "+b"]
-    await asyncio.sleep(0.08)
+    assert slot.expiry.when() > first
+    async with asyncio.timeout(30):
+        while slot.resident:
+            await asyncio.sleep(0.01)
     assert seen.log == ["+a", "+b", "-a"]
     await use(models, "a")
     assert seen.loaded == {"a", "b"}
@@ -223,7 +226,8 @@ async def test_closing_unloads_everything_also_what_is_being_loaded() -> None:
     loading = asyncio.create_task(use(models, "b"))
     await asyncio.sleep(0)
     await models.close()
-    await asyncio.wait([loading])
+    with pytest.raises(Unavailable):
+        await loading
     assert seen.loaded == set()
 
 
@@ -292,6 +296,82 @@ async def test_a_model_is_unloaded_on_demand_but_not_while_it_is_used() -> None:
     assert [state.loaded for _, state in models.states()] == [False]
 
 
+@pytest.mark.parametrize("asked", ["request", "preload"])
+@pytest.mark.parametrize("given_up", ["unloaded", "dropped"])
+async def test_a_load_that_nobody_wants_any_more_is_given_up_and_leaves_its_place(asked: str, given_up: str) -> None:
+    models, seen = registry(spec("a", path="far away"), spec("b"), max_loaded_models=1)
+    asking = asyncio.create_task(models.preload() if asked == "preload" else use(models, "a"))
+    await asyncio.sleep(0.01)
+    if asked == "request":
+        asking.cancel()  # it may come back: nothing is given up yet
+        await asyncio.wait([asking])
+    assert [state.loading for _, state in models.states()] == [True, False]
+    if given_up == "dropped":
+        await models.replace([spec("b")])
+    else:
+        await models.unload("a")
+    async with asyncio.timeout(5):
+        await asyncio.wait([asking])
+        await use(models, "b")
+    assert (seen.loaded, models.unready, models._dropped) == ({"b"}, None, [])
+
+
+async def test_a_load_that_somebody_waits_for_is_given_up_when_they_leave_and_its_entry_is_gone() -> None:
+    models, seen = registry(spec("a", path="far away"), max_loaded_models=1)
+    asking = asyncio.create_task(use(models, "a"))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Conflict):
+        await models.unload("a")
+    await models.replace([spec("b")])
+    waiting = asyncio.create_task(use(models, "b"))
+    await asyncio.sleep(0.01)
+    assert not (asking.done() or waiting.done())
+    asking.cancel()
+    async with asyncio.timeout(5):
+        await waiting
+    assert (seen.loaded, models._dropped) == ({"b"}, [])
+
+
+async def test_who_comes_while_a_load_is_given_up_is_told_to_try_again() -> None:
+    models, _ = registry(spec("a", path="far away"))
+    first = asyncio.create_task(use(models, "a"))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.wait([first])
+    unloading = asyncio.create_task(models.unload("a"))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="unloaded"):
+        await use(models, "a")
+    await unloading
+
+
+async def test_a_load_that_is_given_up_while_the_last_one_is_unloaded_leaves_that_its_place() -> None:
+    models, seen = registry(spec("a"), spec("b"), max_loaded_models=1)
+    seen.closing = 0.1
+    await use(models, "a")
+    unloading = asyncio.create_task(models.unload("a"))
+    await asyncio.sleep(0.01)
+    asking = asyncio.create_task(use(models, "a"))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait([asking])
+    giving_up = asyncio.create_task(models.unload("a"))
+    await asyncio.sleep(0.01)
+    await use(models, "b")
+    assert seen.most == 1
+    await asyncio.gather(unloading, giving_up)
+
+
+async def test_a_dropped_model_whose_load_fails_is_forgotten() -> None:
+    models, _ = registry(spec("a", path="broken"))
+    asking = asyncio.create_task(use(models, "a"))
+    await asyncio.sleep(0)
+    await models.replace([spec("b")])
+    with pytest.raises(ModelFailed):
+        await asking
+    assert models._dropped == []
+
+
 async def test_a_restart_loads_anew_even_while_the_model_is_used() -> None:
     models, seen = registry(spec("a"))
     async with models.lease("a") as old:
@@ -331,6 +411,18 @@ async def test_a_dropped_model_holds_its_place_until_its_memory_is_free() -> Non
     await waiting
     assert seen.log == ["+a", "-a", "+b"]
     assert seen.most == 1
+
+
+async def test_a_dropped_model_is_pinned_no_longer_and_its_place_is_waited_for() -> None:
+    models, seen = registry(spec("a"), max_loaded_models=1)
+    models.pin("a", True)
+    async with models.lease("a"):
+        await models.replace([spec("a", context_length=5)])
+        waiting = asyncio.create_task(models.load("a"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    await waiting
+    assert seen.log == ["+a", "-a", "+a"]
 
 
 # Identity

@@ -79,7 +79,7 @@ class Body(Forms):
     repeat_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: Any = None
-    stop_token_ids: Annotated[list[Count], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Count], Field(max_length=1024, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     seed: Int64 | None = None
     logit_bias: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing
+from itertools import chain
 from typing import Annotated, Any
 
 from msgspec.structs import replace
@@ -17,14 +18,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openai_gateway.api import body
-from openai_gateway.api.logprobs import Layout, sliced
+from openai_gateway.api.logprobs import Layout, in_pieces, sliced
 from openai_gateway.api.stencil import HOLE, Stencil, encode
 from openai_gateway.api.usage import caches, usage
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.gateway import Choice, Gateway, Tally
 from openai_gateway.settings import Settings
 from openai_gateway.sse import EventStream, frame, unless_gone
-from openai_gateway.types import CompletionRequest, Delta, Echo, Event, FinishReason, Usage
+from openai_gateway.types import CompletionRequest, Delta, Echo, Event, FinishReason, Started, Usage
+
+MOST_SCORES = 2**22
+"""Log-probabilities of prompts in one answer that is no stream: about 120 MB."""
 
 
 class CompletionBody(body.Body):
@@ -152,43 +156,58 @@ class Reply:
         self._created = int(time.time())
         self._n = asked.n or 1
         self._tallies = [Tally(asked.candidates, keep=not asked.stream) for _ in range(prompts)]
-        self._echoes: list[Echo | None] = [None] * prompts
         self._stencils: dict[tuple[int, FinishReason | None], Stencil] = {}
 
     async def whole(self, generated: list[AsyncGenerator[Event]]) -> Response:
         """The answer in one piece."""
         try:
             async with asyncio.TaskGroup() as group:
-                for prompt, events in enumerate(generated):
-                    group.create_task(self._collect(prompt, events))
+                tasks = [
+                    group.create_task(self._collect(tally, events))
+                    for tally, events in zip(self._tallies, generated, strict=True)
+                ]
         except* Exception as errors:
             raise errors.exceptions[0] from None
         best = [
-            (self._echoes[prompt] or Echo(""), choice)
-            for prompt, tally in enumerate(self._tallies)
+            (task.result(), choice)
+            for task, tally in zip(tasks, self._tallies, strict=True)
             for choice in self._best(tally.choices)
         ]
         choices = [
-            self._choice(index, echo.text + "".join(choice.content), choice.finish or "stop")
-            for index, (echo, choice) in enumerate(best)
+            self._choice(index, _text(echoes) + "".join(choice.content), choice.finish or "stop")
+            for index, (echoes, choice) in enumerate(best)
         ]
         rendered = Stencil(self._json(choices, self._usage()))
-        logprobs = [await self._all_logprobs(echo, choice) for echo, choice in best if self._asked.logprobs is not None]
+        logprobs = [await self._all_logprobs(*each) for each in best if self._asked.logprobs is not None]
         return Response(
             rendered.filled(*logprobs),
             headers=caches(tally.started for tally in self._tallies),
             media_type="application/json",
         )
 
-    async def _collect(self, prompt: int, events: AsyncGenerator[Event]) -> None:
+    async def _collect(self, tally: Tally, events: AsyncGenerator[Event]) -> list[Echo]:
+        """Adds all of a prompt's events up; the prompt itself is returned."""
+        echoes = []
         async with aclosing(events):
             async for event in events:
-                self._take(prompt, event)
+                tally.add(event)
+                if isinstance(event, Started):
+                    self._check_size()
+                elif isinstance(event, Echo):
+                    echoes.append(event)
+        return echoes
 
-    def _take(self, prompt: int, event: Event) -> None:
-        self._tallies[prompt].add(event)
-        if isinstance(event, Echo):
-            self._echoes[prompt] = event
+    def _check_size(self) -> None:
+        """Raises `InvalidRequest` where log-probabilities of all prompts, as far as these are known, are too many."""
+        if not self._asked.echo or self._asked.logprobs is None:
+            return
+        tokens = sum(tally.usage.prompt_tokens for tally in self._tallies)
+        if tokens * (1 + self._asked.logprobs) * self._n > MOST_SCORES:
+            raise InvalidRequest(
+                f"The log-probabilities of all {tokens} tokens are too many for one answer; ask for it as a stream, "
+                "with fewer prompts, or for fewer of them.",
+                param="logprobs",
+            )
 
     def _best(self, choices: list[Choice]) -> list[Choice]:
         """The `n` choices whose tokens are likeliest on the average."""
@@ -198,9 +217,9 @@ class Reply:
             : self._n
         ]
 
-    async def _all_logprobs(self, echo: Echo, choice: Choice) -> bytes:
-        entries = (*echo.logprobs, *choice.logprobs)
-        return encode(await Layout().all_arrays(entries, echo.text))
+    async def _all_logprobs(self, echoes: list[Echo], choice: Choice) -> bytes:
+        pieces = chain((echo.entries for echo in echoes), in_pieces(choice.logprobs))
+        return await Layout().all_arrays(pieces, _text(echoes))
 
     def _choice(self, index: int, text: str, finish: FinishReason | None) -> CompletionChoice:
         logprobs = HOLE if self._asked.logprobs is not None else None
@@ -210,25 +229,25 @@ class Reply:
     async def stream(self, firsts: list[Event], generated: list[AsyncGenerator[Event]]) -> AsyncGenerator[bytes]:
         """The answer in chunks, framed, as the prompts bring them."""
         for prompt, event in enumerate(firsts):
-            self._take(prompt, event)
+            self._tallies[prompt].add(event)
         layouts = [Layout() for _ in range(len(firsts) * self._n)]
         several = merged(generated) if len(generated) > 1 else _alone(generated[0])
         async with aclosing(several) as events:
             async for prompt, event in events:
-                self._take(prompt, event)
+                self._tallies[prompt].add(event)
                 for index, delta in self._deltas(prompt, event):
                     yield self._chunk(index, delta, layouts[index])
                     if isinstance(event, Echo):
-                        await asyncio.sleep(0)  # it can be long, and every choice has it: others have their turn
+                        await asyncio.sleep(0)  # every choice has it: others have their turn
         if self._asked.include_usage:
             yield frame(self._json([], self._usage()))
 
     def _deltas(self, prompt: int, event: Event) -> Iterator[tuple[int, Delta]]:
         first = prompt * self._n
         if isinstance(event, Echo):  # every choice begins with the prompt
+            entries = event.entries
             for index in range(self._n):
-                for delta in sliced(Delta(index, event.text, logprobs=event.logprobs)):
-                    yield first + index, delta
+                yield first + index, Delta(index, event.text, logprobs=entries)
         elif isinstance(event, Delta) and (event.content or event.logprobs or event.finish):
             for delta in sliced(event):
                 yield first + event.index, delta
@@ -264,6 +283,10 @@ class Reply:
                 sum(u.reasoning_tokens for u in parts),
             )
         )
+
+
+def _text(echoes: list[Echo]) -> str:
+    return "".join([echo.text for echo in echoes])
 
 
 async def _alone(generated: AsyncGenerator[Event]) -> AsyncGenerator[tuple[int, Event]]:

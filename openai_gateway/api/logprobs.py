@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from codecs import getincrementaldecoder
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, fields, replace
 
-from openai_gateway.api.stencil import encode
+from openai_gateway.api.stencil import HOLE, Stencil, encode
 from openai_gateway.types import Delta, TokenLogprob
 
 FLOOR = -9999.0
@@ -52,10 +52,15 @@ def entries(logprobs: Sequence[TokenLogprob]) -> list[Entry]:
 async def all_entries(logprobs: Sequence[TokenLogprob]) -> bytes:
     """The JSON of `entries`, made with pauses in which others are served."""
     pieces = []
-    for start in range(0, len(logprobs), AT_ONCE):
-        pieces.append(encode(entries(logprobs[start : start + AT_ONCE]))[1:-1])
+    for piece in in_pieces(logprobs):
+        pieces.append(encode(entries(piece))[1:-1])
         await asyncio.sleep(0)
     return b"[%b]" % b",".join(pieces)
+
+
+def in_pieces(logprobs: Sequence[TokenLogprob]) -> Iterator[Sequence[TokenLogprob]]:
+    """Those of a whole answer, in pieces that can be rendered at once."""
+    return (logprobs[start : start + AT_ONCE] for start in range(0, len(logprobs), AT_ONCE))
 
 
 def sliced(delta: Delta) -> Iterator[Delta]:
@@ -75,11 +80,8 @@ class Arrays(Struct):
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
-    def extend(self, more: Arrays) -> None:
-        self.text_offset += more.text_offset
-        self.token_logprobs += more.token_logprobs
-        self.tokens += more.tokens
-        self.top_logprobs += more.top_logprobs
+
+WHOLE = Stencil(encode(Arrays(HOLE, HOLE, HOLE, HOLE)))
 
 
 class Layout:
@@ -105,13 +107,14 @@ class Layout:
             top_logprobs=[_top(entry) for entry in entries],
         )
 
-    async def all_arrays(self, entries: Sequence[TokenLogprob], text: str) -> Arrays:
-        """The same of a whole answer, with pauses in which others are served."""
-        arrays = Arrays([], [], [], [])
-        for start in range(0, len(entries), AT_ONCE):
-            arrays.extend(self.arrays(entries[start : start + AT_ONCE], text))
+    async def all_arrays(self, pieces: Iterable[Sequence[TokenLogprob]], text: str) -> bytes:
+        """The JSON of the same for a whole answer, with pauses in which others are served."""
+        columns: list[list[bytes]] = [[] for _ in fields(Arrays)]
+        for piece in filter(None, pieces):
+            for column, values in zip(columns, astuple(self.arrays(piece, text)), strict=True):
+                column.append(encode(values)[1:-1])
             await asyncio.sleep(0)
-        return arrays
+        return WHOLE.filled(*(b"[%b]" % b",".join(column) for column in columns))
 
 
 def _top(entry: TokenLogprob) -> dict[str, float] | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from openai_gateway.types import CallDelta, Delta, Event, Failed
+from openai_gateway.types import CallDelta, Delta, Echo, Event, Failed
 
 PIECES = 64
 """Deltas of one choice that wait side by side; so many are made into one, which is what bounds their memory."""
@@ -18,7 +19,8 @@ ENTRY = 32
 class Unread:
     """A queue with one reader. What waits in it is joined, choice by choice: a slow reader gets few and large deltas.
 
-    What is said of the prompt comes first, then the deltas, then a failure; of the former, the last word counts.
+    What is said of the prompt comes first, and of that the last word counts; then the prompt itself, if it is wanted,
+    then the deltas, then a failure.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,6 +28,7 @@ class Unread:
         self._limit = limit
         self._size = 0
         self._prompt: dict[type[Event], Event] = {}
+        self._echoes: deque[Echo] = deque()
         self._deltas: dict[int, list[Delta]] = {}
         self._failure: Failed | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -43,6 +46,8 @@ class Unread:
             pile.append(event)
             if len(pile) == PIECES:
                 pile[:] = [joined(pile)]
+        elif isinstance(event, Echo):
+            self._echoes.append(event)
         elif isinstance(event, Failed):
             self._failure = event
         else:
@@ -63,6 +68,8 @@ class Unread:
     def _next(self) -> Event | None:
         if self._prompt:
             return self._prompt.pop(next(iter(self._prompt)))
+        if self._echoes:
+            return self._echoes.popleft()
         if self._deltas:
             delta = joined(self._deltas.pop(next(iter(self._deltas))))
             self._size -= size(delta)

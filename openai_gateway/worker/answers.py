@@ -32,8 +32,9 @@ class Calls:
     """A regular expression for an answer without calls."""
 
 
-def plain(lark: Lark, answer: Grammar | None, calls: Calls | None = None) -> str:
-    """The output of a model that does not think, or not any more."""
+def plain(lark: Lark, answer: Grammar | None, calls: Calls | None = None, but: str = "") -> str:
+    """The output of a model that does not think, or not any more. Where anything may be said, it does not begin with
+    `but`, a piece of markup."""
     form = None if answer is None else lark.grammar(answer, title(answer))
     if calls is None:
         return form or f"{lark.regex(ANYTHING)}?"
@@ -43,20 +44,28 @@ def plain(lark: Lark, answer: Grammar | None, calls: Calls | None = None) -> str
     if form is not None:
         return f"({called} | {form})"
     if calls.trigger:
-        called = f"{lark.until(calls.trigger)} {calls.body}"
-    return f"({called} | {lark.regex(calls.free)}?)"
+        called = f"{lark.until(calls.trigger, but=but)} {calls.body}"
+    return f"({called} | {lark.regex(calls.free, but)}?)"
 
 
-def tagged(lark: Lark, tags: Tags, rest: str, *, inside: bool) -> str:
-    """The output of a model that thinks between tags, of which the prompt may have opened one (`inside`), and then
-    says `rest`.
-    """
+def tagged(lark: Lark, tags: Tags, answer: Grammar | None, calls: Calls | None, *, inside: bool) -> str:
+    """The output of a model that thinks between tags, of which the prompt may have opened one (`inside`)."""
     newlines = lark.regex("[\r\n]{1,4}")
     thought = f"{lark.until(tags.end)} {newlines}?"
-    if tags.answer:
+
+    def said(text: str) -> str:
+        if not tags.answer:
+            return text
         opener, *closers = map(lark.mark, tags.answer)
-        rest = " ".join([f"({opener} {newlines}?)? {rest}", *(f"({newlines}? {closer})?" for closer in closers)])
-    return f"{thought} {rest}" if inside else f"({lark.mark(tags.start)} {thought})? {rest}"
+        return " ".join([f"({opener} {newlines}?)? {text}", *(f"({newlines}? {closer})?" for closer in closers)])
+
+    rest = said(plain(lark, answer, calls))
+    if inside:
+        return f"{thought} {rest}"
+    if answer is not None or not lark.is_text(tags.start):
+        return f"({lark.mark(tags.start)} {thought})? {rest}"
+    # Else a thought would be free text as well, in which a call that it only names begins.
+    return f"({lark.begun(tags.start)} {thought} {rest} | {said(plain(lark, answer, calls, tags.start))})"
 
 
 def harmony(lark: Lark, answer: Grammar | None, calls: Calls | None = None) -> str:
@@ -156,11 +165,12 @@ class Forms:
     ) -> str:
         if chat and self.ids is not None and start_in is None:
             return harmony(lark, answer, calls)
-        rest = plain(lark, answer, None if start_in == "final" else calls)
+        calls = None if start_in == "final" else calls
+        if chat and self.tags is not None and given is None:
+            return tagged(lark, self.tags, answer, calls, inside=start_in == "analysis")
+        rest = plain(lark, answer, calls)
         if given is not None:
             return rest
-        if chat and self.tags is not None:
-            return tagged(lark, self.tags, rest, inside=start_in == "analysis")
         # Of a text whose first space is dropped, the space is no part of the form.
         return f'" " {rest}' if self.table.trims(chat=chat) else rest
 

@@ -104,8 +104,9 @@ def _spill(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Spill | None:
     # One for each way to load a model, whatever became of its files: those of older ones are found there, and deleted.
     way = repr((spec.path, spec.adapter, *_caches(spec), loaded.info.quantization))
     folder = Path(order.prefix_folder) / hashlib.sha256(way.encode()).hexdigest()[:16]
-    logger.info("prefixes of %s go on to %s (%s)", spec.id, folder, gigabytes(order.prefix_disk))
-    return Spill(folder, order.prefix_disk, fingerprint(loaded.info, spec))
+    spill = Spill(folder, order.prefix_disk, fingerprint(loaded.info, spec))
+    logger.info("prefixes of %s go on to %s (%s)", spec.id, spill.folder, gigabytes(order.prefix_disk))
+    return spill
 
 
 def fingerprint(info: ModelInfo, spec: ModelSpec) -> str:

@@ -269,13 +269,15 @@ class Engine:
 
     def _score_more(self, reading: Reading, scoring: Scoring, count: int) -> Iterator[Out]:
         job = reading.job
+        done = scoring.done
         with self._prefill.timed(count):
-            scoring.read(count)
+            pieces = list(echo(self._table, job, done, scoring.read(count)))
         if len(job.tokens) > self._scoring_step:
-            yield job.id, Progress(len(scoring.logprobs), len(job.tokens))
+            yield job.id, Progress(scoring.done, len(job.tokens))
+        for piece in pieces:
+            yield job.id, piece
         if not scoring.left:
             del self._scoring[job.id]
-            yield job.id, echo(self._table, job, scoring)
             reading.cache, reading.done = scoring.cache, len(job.tokens) - 1
             yield from self._open(reading)
 

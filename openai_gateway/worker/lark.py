@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from llguidance import regex_to_lark
+from llguidance import LLMatcher, regex_to_lark
 
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.types import Grammar
@@ -63,18 +63,28 @@ class Lark:
         pieces = self.cut(text) or [""]
         return " ".join(self.text(piece) if isinstance(piece, str) else f"<[{piece}]>" for piece in pieces)
 
-    def regex(self, pattern: str) -> str:
-        """What a regular expression (of Rust's `regex`) matches, as far as that goes."""
-        return self._terminal(_regex(pattern))
+    def is_text(self, mark: str) -> bool:
+        """Whether a piece of markup begins with text, which free text may do as well."""
+        return isinstance(self.cut(mark)[0], str)
 
-    def until(self, mark: str, text: str = ANYTHING) -> str:
-        """Free text, and the first `mark` behind it. A special token cannot be inside; a text is the end at once."""
+    def begun(self, mark: str) -> str:
+        """White space, and a piece of markup that is text, in one: free text has no white space to take from it."""
+        return self.regex(SPACES + _literal(mark))
+
+    def regex(self, pattern: str, but: str = "") -> str:
+        """What a regular expression (of Rust's `regex`) matches, as far as that goes; nothing that `begun` says of
+        `but`, a piece of markup that is text."""
+        return self._terminal(_but(_regex(pattern), but))
+
+    def until(self, mark: str, text: str = ANYTHING, but: str = "") -> str:
+        """Free text, and the first `mark` behind it. A special token cannot be inside; a text is the end at once.
+        `but` is that of `regex`."""
         first, *rest = self.cut(mark)
         if not isinstance(first, str):
-            return f"{self.regex(text)}? {self.mark(mark)}"
+            return f"{self.regex(text, but)} {self.mark(mark)}"
         if rest:  # what stands before the special token is text like any other until that comes
-            return f"{self.regex(text + _literal(first))} {self.mark(mark.removeprefix(first))}"
-        return self.rule(_regex(text + _literal(mark)), "[lazy]")
+            return f"{self.regex(text + _literal(first), but)} {self.mark(mark.removeprefix(first))}"
+        return self.rule(self.regex(text + _literal(mark), but), "[lazy]")
 
     def up_to(self, close: str, mark: str, marks: Sequence[str], text: str = ANYTHING, padding: str = "") -> str:
         """Free text, `padding`, `close` and `mark`, which is the first of these `marks` that stands behind a `close`.
@@ -131,6 +141,11 @@ class Lark:
         return f"@g{len(self.parts) - 1}"
 
 
+def compiles(pattern: str) -> bool:
+    """Whether texts can be held to a regular expression: not if it looks around or back."""
+    return not LLMatcher.validate_grammar(f'{{"grammars": [{_start(_regex(pattern))}]}}')
+
+
 def _joined(rules: str, parts: list[str]) -> str:
     """Rules, the first of them without its name, and the grammars that they refer to as `@g0`, `@g1` …"""
     # Forced text would be cut into tokens ahead of the model: slow where much is forced, as in `x{1000000}`.
@@ -154,6 +169,11 @@ def _named(name: str, grammar: str) -> str:
 def _regex(pattern: str) -> str:
     """A regular expression as Lark writes it."""
     return f"/{regex_to_lark(pattern, '')}/"
+
+
+def _but(expression: str, mark: str) -> str:
+    """The same without what begins with a mark."""
+    return f"{expression} & ~{_regex(SPACES + _literal(mark) + ANYTHING)}" if mark else expression
 
 
 def _literal(text: str) -> str:

@@ -102,10 +102,11 @@ class TextPath(Generic[E]):
             elif channel == "reasoning" and not self._stopped:
                 reasoning += text
             self._stopped = self._stops is not None and self._stops.stopped
-        if last and self._stops is not None and not self._stopped:
+        called = self._one_call and self._channels.calls > 0
+        if (last or called) and self._stops is not None and not self._stopped:
             content += self._stops.finish()
             self._stopped = self._stops.stopped
-        self._stopped = self._stopped or (self._one_call and self._channels.calls > 0)
+        self._stopped = self._stopped or called
         entries = self._entries.release(len(content)) if self._entries is not None else []
         return Rendered(content, reasoning, entries, reasoning_tokens, self._stopped, tuple(calls))
 

@@ -186,6 +186,7 @@ class Prefixes:
                 shared = min(common_prefix(child.run, tokens, node.end), stop - node.end)
                 cut = shared < len(child.run) and (snapshot is not None or node.end + shared < stop)
                 if not self._load(child, resume=cut):
+                    node = node.partition.root  # with the child, those above it may have gone
                     continue
                 if cut:
                     child = self._split(child, shared)
@@ -276,7 +277,7 @@ class Prefixes:
         """`_load`, and make room for it; False also where there is none."""
         if not (self._load(node, resume=resume) and self._settle(node)):
             return False
-        return node.snapshot is not None or not (resume and node.resumable)
+        return node.snapshot is not None or not (resume and self._layout.whole)
 
     def _load(self, node: Node, *, resume: bool) -> bool:
         """Have a node in memory, and with `resume` its snapshot; those above it are there.

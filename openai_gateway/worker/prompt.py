@@ -168,7 +168,7 @@ class Prompts:
         channels = self._sorting(job, marks)
         if written is None or job.offer is None:
             return channels
-        return CallChannels(channels, written, marks, job.offer)
+        return CallChannels(channels, written, marks, job.offer, begun=bool(job.given))
 
     def _opens(self, job: Job, marks: Marks) -> list[str]:
         """The special tokens that calls begin with, which are never part of a thought."""

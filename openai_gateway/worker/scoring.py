@@ -10,18 +10,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from openai_gateway.worker.sampling import likeliest, listed
+from openai_gateway.worker.sampling import Likeliest, likeliest, listed
 
 
 class Scoring:
-    """Reads one prompt of at least one token, with a model whose logits are float32.
-
-    `logprobs` grows to one entry for each token after the first.
-    """
+    """Reads one prompt of at least one token, with a model whose logits are float32."""
 
     def __init__(self, model: Any, tokens: list[int], top: int, cache: list[Any]) -> None:
-        self.logprobs: list[tuple[float, list[tuple[int, float]]]] = []
         self.cache = cache
+        self.done = 0
+        """Tokens that are read."""
         self._model = model
         self._tokens = tokens
         self._top = top
@@ -29,18 +27,20 @@ class Scoring:
     @property
     def left(self) -> int:
         """Tokens that are not read yet, but for the last one, which nothing needs to follow."""
-        return len(self._tokens) - 1 - len(self.logprobs)
+        return len(self._tokens) - 1 - self.done
 
     @property
     def nbytes(self) -> int:
         """Of the caches."""
         return sum(layer.nbytes for layer in self.cache)
 
-    def read(self, count: int) -> None:
-        """Read `count` more tokens, or those that are left."""
-        start = len(self.logprobs)
-        if inputs := self._tokens[start : start + min(count, self.left)]:
-            logits = self._model(mx.array([inputs]), cache=self.cache)[0]
-            targets = mx.array(self._tokens[start + 1 : start + 1 + len(inputs)])
-            self.logprobs += listed(*likeliest(logits, targets, self._top))
-            mx.eval([c.state for c in self.cache])
+    def read(self, count: int) -> list[tuple[float, Likeliest]]:
+        """Read `count` more tokens, or those that are left: how likely is what follows each of them, and what else."""
+        start, end = self.done, self.done + min(count, self.left)
+        if start == end:
+            return []
+        logits = self._model(mx.array([self._tokens[start:end]]), cache=self.cache)[0]
+        found = listed(*likeliest(logits, mx.array(self._tokens[start + 1 : end + 1]), self._top))
+        mx.eval([c.state for c in self.cache])
+        self.done = end
+        return found

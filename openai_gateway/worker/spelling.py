@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from openai_gateway.types import Echo, TokenLogprob
 from openai_gateway.worker.batch import Scored
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.prompt import Job
-from openai_gateway.worker.scoring import Scoring
+
+AT_ONCE = 128
+"""Tokens of a prompt whose log-probabilities go to the gateway in one piece."""
 
 
 def answer_entry(table: TokenTable, token: int, scored: Scored, top: int) -> TokenLogprob:
@@ -16,12 +20,14 @@ def answer_entry(table: TokenTable, token: int, scored: Scored, top: int) -> Tok
     return TokenLogprob(text, b"" if table.is_special(token) else raw, own, _others(table, others[:top]))
 
 
-def echo(table: TokenTable, job: Job, scoring: Scoring) -> Echo:
-    """The prompt of `job`; nothing predicts its first token."""
-    entries = [TokenLogprob(*_spelled(table, job.tokens[0]), None)]
-    for token, (own, others) in zip(job.tokens[1:], scoring.logprobs, strict=True):
+def echo(table: TokenTable, job: Job, done: int, scores: list[Scored]) -> Iterator[Echo]:
+    """`job`'s prompt as far as it was read at once: the scores of what follows its first `done` tokens and one more.
+    With the text, and the very first token, which nothing predicts, where nothing was read before."""
+    entries = [] if done else [TokenLogprob(*_spelled(table, job.tokens[0]), None)]
+    for token, (own, others) in zip(job.tokens[done + 1 : done + 1 + len(scores)], scores, strict=True):
         entries.append(TokenLogprob(*_spelled(table, token), own, _others(table, others)))
-    return Echo(job.echo or "", tuple(entries))
+    for place in range(0, len(entries), AT_ONCE):
+        yield Echo.of("" if done or place else job.echo or "", entries[place : place + AT_ONCE])
 
 
 def _others(table: TokenTable, others: list[tuple[int, float]]) -> tuple[tuple[str, bytes, float], ...]:

@@ -8,6 +8,7 @@ is a digest of all that. Knows nothing of the tree.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import logging
 import os
@@ -66,6 +67,8 @@ class Tensor:
 class Spill:
     """Files of one model in `folder`, which is made if need be and belongs to that model alone; OSError if it cannot.
 
+    Where another process has the folder now, or another of these in this one, it is `folder`-2, or `folder`-3 …
+
     `fingerprint` says which model, with which weights and which kind of cache: files with another one are deleted.
     Failures to write or to delete a file are logged, not raised.
 
@@ -73,9 +76,8 @@ class Spill:
     """
 
     def __init__(self, folder: Path, capacity: int, fingerprint: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # these are people's conversations
+        self.folder, self._claim = _claim(folder)
         self.nbytes = 0
-        self._folder = folder
         self._capacity = capacity
         self._fingerprint = fingerprint
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
@@ -85,13 +87,14 @@ class Spill:
         """Held to read or change the sizes, what is unwritten, and which files there are."""
         self._unwritten: dict[str, tuple[int, int]] = {}
         """Bytes and time of the last use, by name."""
-        self._queue: queue.Queue[tuple[str, dict[str, Tensor], dict[str, str]]] = queue.Queue()
-        threading.Thread(target=self._write_all, name="spill", daemon=True).start()
+        self._queue: queue.Queue[tuple[str, dict[str, Tensor], dict[str, str]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write_all, name="spill", daemon=True)
+        self._thread.start()
 
     def scan(self) -> dict[str, Record]:
         """All usable files by name, the least recently used first; reads headers only. The others are deleted."""
         found: list[tuple[int, str, int, Record]] = []
-        for entry in os.scandir(self._folder):
+        for entry in os.scandir(self.folder):
             if not NAME.fullmatch(entry.name):
                 continue  # not ours
             try:
@@ -106,7 +109,8 @@ class Spill:
         return {name: record for _, name, _, record in found}
 
     def write(self, record: Record, arrays: dict[str, mx.array]) -> str | None:
-        """The name of the file that is being written; None if it is too large, or too much waits already.
+        """The name of the file that is being written; None if it is too large, too much waits already, or there is no
+        memory for a copy.
 
         What cannot be written after all is found missing when it is read. Raises what the device has failed in.
         """
@@ -115,32 +119,36 @@ class Spill:
         with self._lock:
             if nbytes > self._capacity or sum(size for size, _ in self._unwritten.values()) + nbytes > MOST_UNWRITTEN:
                 return None
-            name = self._name(record)
-            metadata = {
-                "format": FORMAT,
-                "fingerprint": self._fingerprint,
-                "owner": record.owner,
-                "before": record.before,
-                "start": str(record.start),
-                "run": base64.b64encode(record.run).decode(),
-                "snapshot": str(int(record.snapshot)),
-            }
+        try:
+            tensors = {name: _tensor(x) for name, x in arrays.items()}
+        except (MemoryError, RuntimeError) as error:
+            raise_if_fatal(error)
+            self._warn(error)
+            return None
+        name, metadata = self._name(record), self._metadata(record)
+        with self._lock:
             self._unwritten[name] = nbytes, self._now()
             # No less than it will be, so that there are never too many bytes.
             self._account(name, nbytes + len(metadata["run"]) + 1024 + 160 * len(arrays))
-        self._queue.put((name, {name: _tensor(x) for name, x in arrays.items()}, metadata))
+        self._queue.put((name, tensors, metadata))
         return name
 
     def wait(self) -> None:
         """Returns when everything is written."""
         self._queue.join()
 
+    def close(self) -> None:
+        """Returns when everything is written, and the folder is anybody's. No other method may be called then."""
+        self._queue.put(None)
+        self._thread.join()
+        os.close(self._claim)
+
     def read(self, name: str) -> dict[str, mx.array]:
         """The arrays of a file, evaluated, when it is written. ValueError if it is not as it was meant to be."""
         with self._lock:
             self._lock.wait_for(lambda: name not in self._unwritten)
         try:
-            loaded: tuple[dict[str, mx.array], dict[str, str]] = mx.load(str(self._folder / name), return_metadata=True)  # type: ignore[assignment]
+            loaded: tuple[dict[str, mx.array], dict[str, str]] = mx.load(str(self.folder / name), return_metadata=True)  # type: ignore[assignment]
             arrays, metadata = loaded
             mx.eval(arrays)
             if metadata.get("crc32") != str(_checksum({name: _tensor(x) for name, x in arrays.items()})):
@@ -158,7 +166,7 @@ class Spill:
             if name in self._unwritten:
                 self._unwritten[name] = self._unwritten[name][0], self._now()
                 return
-            _set_time(self._folder / name, self._now())
+            _set_time(self.folder / name, self._now())
 
     def delete(self, name: str) -> None:
         with self._lock:
@@ -190,21 +198,25 @@ class Spill:
 
     def _write_all(self) -> None:
         """The writing thread."""
-        while True:
-            name, tensors, metadata = self._queue.get()
-            part = self._folder / name.replace(".", ".part.")
+        while (item := self._queue.get()) is not None:
+            name, tensors, metadata = item
+            part = self.folder / name.replace(".", ".part.")
             size = None
             try:
                 _save(part, tensors, metadata | {"crc32": str(_checksum(tensors))})
                 size = part.stat().st_size
                 self._warned = False
             except Exception as error:  # whatever it is: a reader that waits for the file must not wait for ever
-                if not self._warned:
-                    logger.warning("prefixes cannot be kept on disk: %s", error)
-                self._warned = True
-            del tensors  # the queue may be empty for long
+                self._warn(error)
+            del item, tensors  # the queue may be empty for long
             self._finish(name, part, size)
             self._queue.task_done()
+
+    def _warn(self, error: Exception) -> None:
+        """Say it once, until something is written again."""
+        if not self._warned:
+            logger.warning("prefixes cannot be kept on disk: %s", error)
+        self._warned = True
 
     def _finish(self, name: str, part: Path, size: int | None) -> None:
         with self._lock:
@@ -212,7 +224,7 @@ class Spill:
             try:
                 if wanted and size is not None:
                     _set_time(part, wanted[1])
-                    part.replace(self._folder / name)
+                    part.replace(self.folder / name)
                 else:
                     self._unlink(part.name)
             except OSError as error:
@@ -228,6 +240,17 @@ class Spill:
     def _name(self, record: Record) -> str:
         parts = [FORMAT, self._fingerprint, record.owner, record.before, str(record.start), str(record.snapshot)]
         return digest(["\0".join(parts).encode(), record.run]) + ".safetensors"
+
+    def _metadata(self, record: Record) -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "fingerprint": self._fingerprint,
+            "owner": record.owner,
+            "before": record.before,
+            "start": str(record.start),
+            "run": base64.b64encode(record.run).decode(),
+            "snapshot": str(int(record.snapshot)),
+        }
 
     def _header(self, path: Path) -> Record:
         """ValueError and its like if the file is not one of ours, whole and for this model."""
@@ -250,7 +273,7 @@ class Spill:
 
     def _unlink(self, name: str) -> None:
         try:
-            (self._folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             logger.warning("cannot delete the kept prefix %s: %s", name, error)
 
@@ -261,6 +284,28 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         state.update(part)
     return state.hexdigest()
+
+
+def _claim(folder: Path) -> tuple[Path, int]:
+    """The first of `folder`, `folder`-2 … that nobody else has, and what holds it as long as this process lives."""
+    own, number = folder, 1
+    while (claim := _lock(own)) is None:
+        number += 1
+        own = folder.with_name(f"{folder.name}-{number}")
+    return own, claim
+
+
+def _lock(folder: Path) -> int | None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # these are people's conversations
+    claim = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(claim)
+        return None
+    except OSError as error:  # some network file systems have no locks
+        logger.warning("whether %s is in use already cannot be told: %s", folder, error)
+    return claim
 
 
 def _set_time(path: Path, stamp: int) -> None:

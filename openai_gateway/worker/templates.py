@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from openai_gateway import reasoning
 from openai_gateway.errors import InvalidRequest
 from openai_gateway.types import EFFORTS
-from openai_gateway.worker.turns import alternating, without_system
+from openai_gateway.worker.turns import alternating, bridged, without_system
 
 TEMPLATE_ERRORS: Final = (
     TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, AssertionError,
@@ -57,8 +57,8 @@ def rendered(tokenizer: Any, messages: list[dict[str, Any]], kwargs: dict[str, A
         return _text(tokenizer, messages, kwargs)
     except TEMPLATE_ERRORS as error:
         refusal = error
-    joined = alternating(messages)
-    for other in (joined, without_system(messages), without_system(joined)):
+    joined, linked = alternating(messages), bridged(messages)
+    for other in (joined, without_system(messages), without_system(joined), linked, without_system(linked)):
         with suppress(*TEMPLATE_ERRORS):
             if other is not None and other != messages:
                 return _text(tokenizer, other, kwargs)

@@ -17,6 +17,9 @@ VOLATILE = re.compile(r"\Ax-anthropic-[a-z-]+:[^\n]*\n*")
 """Claude Code's first line of the system prompt. It is for billing, and changes with every request: a model has no use
 for it, and nothing behind it would ever be found in the prefix cache."""
 
+BRIDGES = {"user": {"role": "assistant", "content": "OK."}, "assistant": {"role": "user", "content": "Hello."}}
+"""What stands between two turns of a role."""
+
 
 def turns(messages: tuple[Message, ...], hint: str | None) -> Iterator[dict[str, Any]]:
     """The messages as chat templates take them: one system message, first, with `hint` at its end; no null keys.
@@ -76,6 +79,23 @@ def alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [_joined([messages[place] for place in group]) for _, group in groups]
 
 
+def bridged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with a few words where a question follows a question, but for calls and results, which Mistral's
+    templates do not count, and before an answer to nothing; without answers that say nothing."""
+    said = [turn for turn in messages if turn["content"] or turn["role"] != "assistant" or "tool_calls" in turn]
+    return [*_bridged(alternating(said))]
+
+
+def _bridged(turns: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    last = "assistant"
+    for turn in turns:
+        if _is_said(turn):
+            if turn["role"] == last:
+                yield BRIDGES[last]
+            last = turn["role"]
+        yield turn
+
+
 def _joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
     if len(turns) == 1:
         return turns[0]
@@ -84,8 +104,11 @@ def _joined(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _is_text(turn: dict[str, Any]) -> bool:
-    said = turn["role"] in ("user", "assistant") and "tool_calls" not in turn
-    return said and isinstance(turn["content"], str)
+    return _is_said(turn) and isinstance(turn["content"], str)
+
+
+def _is_said(turn: dict[str, Any]) -> bool:
+    return turn["role"] in ("user", "assistant") and "tool_calls" not in turn
 
 
 def _turn(message: Message, names: dict[str, str]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import openai
 import pytest
 from openai import OpenAI
 
-from openai_gateway.api.completions import firsts_of, merged
-from openai_gateway.errors import ModelFailed
-from openai_gateway.types import Delta, Event, Started
+from openai_gateway.api.completions import MOST_SCORES, CompletionBody, Reply, firsts_of, merged
+from openai_gateway.api.logprobs import AT_ONCE
+from openai_gateway.errors import InvalidRequest, ModelFailed
+from openai_gateway.types import Delta, Echo, Event, Started, TokenLogprob
 from tests.support import CONFIG, MODEL
 
 
@@ -109,6 +110,49 @@ def test_every_generated_token_has_an_entry_also_the_one_that_ends_the_text(http
     (choice,) = body["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("a b", "stop")
     assert len(choice["logprobs"]["tokens"]) == body["usage"]["prompt_tokens"] + 1
+
+
+def test_log_probabilities_of_a_long_prompt_are_the_same_in_a_stream_as_in_one_piece(http: httpx2.Client) -> None:
+    asked: dict[str, Any] = {"prompt": "one two € three " * 60, "echo": True, "logprobs": 2, "max_tokens": 2, "n": 2}
+    whole = post(http, **asked).json()["choices"]
+    response = post(http, **asked, stream=True)
+    chunks = [json.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n")[:-2]]
+    parts = [part for chunk in chunks for part in chunk["choices"]]
+    assert whole[0]["logprobs"] == whole[1]["logprobs"]
+    assert len(whole[0]["logprobs"]["tokens"]) > 2 * AT_ONCE
+    assert max(len(part["logprobs"]["tokens"]) for part in parts) <= AT_ONCE
+    for choice in whole:
+        mine = [part for part in parts if part["index"] == choice["index"]]
+        assert mine[0]["text"] == asked["prompt"]
+        assert "".join(part["text"] for part in mine) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [value for part in mine for value in part["logprobs"][name]] == values
+
+
+@pytest.mark.anyio
+async def test_more_log_probabilities_of_prompts_than_one_answer_may_hold_are_refused_but_can_be_streamed() -> None:
+    async def prompt(tokens: int) -> AsyncGenerator[Event]:
+        yield Started(tokens, queued=True)
+        yield Started(tokens)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        yield Echo.of("x", [TokenLogprob("x", b"x", None)])
+        yield Delta(0, finish="length")
+
+    def asked(**more: Any) -> tuple[Reply, list[AsyncGenerator[Event]]]:
+        body = {"model": MODEL, "prompt": ["x", "y"], "echo": True, "logprobs": 19} | more
+        return Reply(CompletionBody.model_validate(body), 2), [prompt(MOST_SCORES // 40 + 1) for _ in range(2)]
+
+    reply, generated = asked()
+    with pytest.raises(InvalidRequest) as refused:
+        await reply.whole(generated)
+    assert refused.value.param == "logprobs"
+    for fewer in ({"logprobs": 18}, {"logprobs": None}, {"echo": False}):
+        reply, generated = asked(**fewer)
+        assert (await reply.whole(generated)).status_code == 200
+    reply, generated = asked(stream=True)
+    firsts = [await anext(events) for events in generated]
+    assert len([chunk async for chunk in reply.stream(firsts, generated)]) == 4
 
 
 def test_prompt_logprobs_do_not_depend_on_what_is_generated_after(http: httpx2.Client) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from openai_gateway.api.logprobs import AT_ONCE, FLOOR, Layout, all_entries, entries, sliced
+from openai_gateway.api.logprobs import AT_ONCE, FLOOR, Layout, all_entries, entries, in_pieces, sliced
 from openai_gateway.api.stencil import encode
 from openai_gateway.types import Delta, TokenLogprob
 
@@ -74,9 +74,10 @@ async def test_a_whole_answer_is_made_in_parts_between_which_others_have_their_t
     assert await all_entries(MANY) == encode(entries(MANY))
     assert turns >= 3
     before = turns
-    assert await Layout().all_arrays(MANY, "") == Layout().arrays(MANY, "")
+    assert await Layout().all_arrays([(), *in_pieces(MANY)], "") == encode(Layout().arrays(MANY, ""))
     assert turns - before >= 3
     assert await all_entries(()) == b"[]"
+    assert await Layout().all_arrays([], "") == encode(Layout().arrays((), ""))
     task.cancel()
 
 

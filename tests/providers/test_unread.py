@@ -54,13 +54,15 @@ async def test_the_prompt_comes_before_the_answer_and_a_failure_after_it() -> No
     unread = Unread(100)
     failure = Failed("WorkerDied", "x")
     for event in (
-        Started(9), Progress(1, 9), Progress(5, 9), Started(9, 4), Echo("p"), Delta(0, "a"), Delta(0, "b"), failure,
+        Started(9), Progress(1, 9), Progress(5, 9), Echo("p"), Started(9, 4), Echo("q"), Delta(0, "a"), Delta(0, "b"),
+        failure,
     ):  # fmt: skip
         unread.put(event)
-    assert [await unread.get() for _ in range(5)] == [
+    assert [await unread.get() for _ in range(6)] == [
         Started(9, 4),
         Progress(5, 9),
         Echo("p"),
+        Echo("q"),
         Delta(0, "ab"),
         failure,
     ]

@@ -114,6 +114,28 @@ def test_calls_follow_their_mark_wherever_it_comes(thinkers: dict[str, Loaded], 
     check(loaded, either, good=['t</think>{"a": 1}', "t</think><call>f{}</call>"], bad=["t</think>free"])
 
 
+def test_a_thought_may_name_the_mark_of_a_call(thinkers: dict[str, Loaded]) -> None:
+    """Also one that the model opens by itself, with a tag that is text."""
+    loaded = thinkers["text"]
+    auto = forms(loaded).of(chat=True, calls=one_call)
+    check(
+        loaded,
+        auto,
+        good=[
+            "<think>a <call> b</think>Hi",
+            "\n<think>\na <call> b\n</think>\n\nHi",
+            "<think>a <call> b</think>so <call>f{}</call>",
+            "I <think> so: <call>f{}</call>",
+            "<thin <call>f{}</call>",
+            "Hi",
+            "",
+        ],
+        bad=["<think>x</think><call>g", "I <think> so: <call>g", "<call>g"],
+    )
+    must = forms(loaded).of(chat=True, calls=required(one_call))
+    check(loaded, must, good=["<think>a <call> b</think><call>f{}</call>", "<call>f{}</call>"], bad=["a"])
+
+
 def test_harmony_thinks_in_its_own_channel_and_answers_in_another(shapes: dict[str, Loaded]) -> None:
     demo = shapes["demo"]
     form = forms(demo).of(chat=True, answer=AGE)

@@ -19,6 +19,7 @@ from openai_gateway.worker.load import load
 from openai_gateway.worker.memory import Budget
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.speculation import PATIENCE, DraftModel, Lookup
+from openai_gateway.worker.spill import Spill
 from tests.worker import tiny
 from tests.worker.session import Calls, prompt
 
@@ -166,16 +167,33 @@ def test_quantized_keys_and_values_are_answered_one_row_at_a_time(tmp_path: Path
 # Disk
 
 
+def spill(engine: Engine) -> Spill:
+    assert engine._prefixes._filed._spill is not None
+    return engine._prefixes._filed._spill
+
+
+def end(engine: Engine) -> None:
+    """As if its process had ended when all was written."""
+    while engine.idle():
+        pass
+    spill(engine).close()
+
+
 def test_prefixes_on_disk_are_found_by_the_next_engine(llama: Path, tmp_path: Path) -> None:
     order = wire.Engine(memory=1 << 28, prefix_disk=1 << 24, prefix_folder=str(tmp_path / "kept"))
     first = engine(llama, order)
     answer = said(first, prompt(100))
-    while first.idle():
-        pass
+    end(first)
     second = engine(llama, order)
     assert said(second, prompt(100)) == answer
     assert second.stats.read_tokens == 1
     assert second.stats.cached_tokens == 99
+
+
+def test_two_engines_of_one_model_at_a_time_have_different_folders(llama: Path, tmp_path: Path) -> None:
+    order = wire.Engine(memory=1 << 28, prefix_disk=1 << 24, prefix_folder=str(tmp_path / "kept"))
+    engines = [engine(llama, order, speculation=speculation) for speculation in ("lookup", "none")]
+    assert len({spill(built).folder for built in engines}) == 2
 
 
 def test_prefixes_of_other_weights_are_not_found(llama: Path, other: Path, tmp_path: Path) -> None:
@@ -210,8 +228,7 @@ def test_prefixes_of_an_adapter_that_was_trained_again_in_place_are_not_found(tm
         built = engine(model, order, adapter=str(tmp_path / "adapter"))
         said(built, prompt(100))
         assert built.stats.cached_tokens == cached
-        while built.idle():
-            pass
+        end(built)
 
 
 def test_entries_of_one_folder_keep_their_files_beside_each_other(tmp_path: Path) -> None:
@@ -229,8 +246,7 @@ def test_entries_of_one_folder_keep_their_files_beside_each_other(tmp_path: Path
             built = engine(model, order, **entry)
             said(built, prompt(100), 5)
             assert built.stats.cached_tokens == cached
-            while built.idle():
-                pass
+            end(built)
 
 
 def test_a_fingerprint_tells_whatever_keys_and_values_depend_on(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from openai_gateway.worker.admission import LEAST, Limits
 from openai_gateway.worker.load import Loaded, load
 from openai_gateway.worker.prefixes import Found
 from openai_gateway.worker.sampling import Penalties
+from openai_gateway.worker.spelling import AT_ONCE
 from tests.worker import tiny
 from tests.worker.session import MEGABYTES, SHAPES, Recorded, Session, alone, greedy, log_softmax, prompt
 
@@ -268,7 +269,7 @@ def cancelled_at(stage: str) -> Callable[[Session], bool]:
             "waiting": lambda: bool(session.engine._admission.waiting),
             "prefilling": lambda: any(reading.done > 0 for reading in session.engine._prefill.readings),
             "decoding": lambda: len(session.deltas(1)) >= 3,
-            "scoring": lambda: any(scoring.logprobs for _, scoring in session.engine._scoring.values()),
+            "scoring": lambda: any(scoring.done for _, scoring in session.engine._scoring.values()),
         }[stage]()
 
     return reached
@@ -563,16 +564,29 @@ def test_echo_with_log_probabilities_scores_the_prompt_and_goes_on(llama: Loaded
     session.submit(1, tokens, 4, echo="x", logprobs=2, n=n)
     session.submit(2, prompt(9), 12)
     session.run()
-    (echo,) = [event for event in session.events[1] if isinstance(event, Echo)]
+    echoes = [event for event in session.events[1] if isinstance(event, Echo)]
+    assert [echo.text for echo in echoes if echo.text] == [echoes[0].text] == ["x"]
+    first, *entries = (entry for echo in echoes for entry in echo.entries)
     expected = log_softmax(llama, tokens)
-    assert [entry.raw for entry in echo.logprobs] == [llama.prompts.table.bytes_of(token) for token in tokens]
-    assert (echo.logprobs[0].logprob, echo.logprobs[0].top) == (None, ())
-    for token, entry, row in zip(tokens[1:], echo.logprobs[1:], expected[:-1], strict=True):
+    assert [entry.raw for entry in (first, *entries)] == [llama.prompts.table.bytes_of(token) for token in tokens]
+    assert (first.logprob, first.top) == (None, ())
+    for token, entry, row in zip(tokens[1:], entries, expected[:-1], strict=True):
         assert entry.logprob == pytest.approx(row[token], abs=1e-4)
         assert [value for _, _, value in entry.top] == pytest.approx(np.sort(row)[::-1][:2], abs=1e-4)
     assert [session.generated(1, index) for index in range(n)] == [greedy(llama, tokens, 4)] * n
     assert session.generated(2) == greedy(llama, prompt(9), 12)
     assert session.rows == 0
+
+
+def test_log_probabilities_of_a_prompt_leave_as_they_are_found_in_pieces_of_a_bounded_size(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=300)
+    session.submit(1, prompt(1000), 1, echo="x", logprobs=2)
+    sizes = []
+    while session.engine.busy:
+        session.step()
+        sizes.append([len(event.entries) for event in session.events.pop(1) if isinstance(event, Echo)])
+    assert sizes[:4] == [[AT_ONCE, AT_ONCE, 45], *[[AT_ONCE, AT_ONCE, 44]] * 2, [99]]
+    assert sum(map(sum, sizes)) == 1000
 
 
 @pytest.mark.parametrize("logprobs", [None, 0])

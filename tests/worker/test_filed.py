@@ -33,7 +33,7 @@ def spill(tmp_path: Path, make_cache: Callable[[], list[Any]]) -> Spill:
     with patch.object(module, "RUN", 10):
         keep(prefixes, make_cache, "me", TOKENS, *STOPS)
     prefixes.shrink(0)
-    spill.wait()
+    spill.close()
     return Spill(tmp_path, PLENTY, "this model")
 
 

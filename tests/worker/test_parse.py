@@ -216,6 +216,25 @@ def test_stop_strings_in_a_thought_are_only_thoughts() -> None:
     assert texts(rendered) == ("Bye or not", "4. ")
 
 
+def test_text_held_for_a_stop_string_is_returned_where_the_one_call_ends_the_answer() -> None:
+    class Calling(PlainChannels):
+        @property
+        def calls(self) -> int:  # type: ignore[override]
+            return self.read // 2
+
+        read = 0
+
+        def push(self, token: int) -> list[Any]:
+            self.read += 1
+            return super().push(token)
+
+    path: TextPath[bytes] = TextPath(
+        Calling(TABLE.stream(trim_leading_space=False)), [".\n"], table=TABLE, one_call=True
+    )
+    assert path.push(OF_BYTE[b"a"]).content == "a"
+    assert path.push(OF_BYTE[b"."], b".") == (".", "", [b"."], 0, True, ())
+
+
 def test_a_thought_after_a_stop_string_in_the_same_step_is_not_returned() -> None:
     class OneStep(PlainChannels):
         def finish(self, *, cut: bool = False) -> list[Any]:

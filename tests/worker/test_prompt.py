@@ -18,12 +18,14 @@ from openai_gateway.types import (
     ModelSpec,
     Request,
     Sampling,
+    ToolCall,
 )
 from openai_gateway.worker.channels import PlainChannels, ThinkChannels
 from openai_gateway.worker.harmony import HarmonyChannels
 from openai_gateway.worker.length import CHARACTERS_PER_TOKEN
 from openai_gateway.worker.load import load
 from openai_gateway.worker.prompt import Job, Prompts
+from openai_gateway.worker.templates import traits
 from openai_gateway.worker.thinking import HARMONY_ANSWER
 from tests.worker import tiny
 
@@ -36,10 +38,18 @@ ALWAYS = tiny.CHAT + "{{ '<think>\n' }}"
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + tiny.CHAT
 )
-STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + tiny.CHAT
+STRICT = "{% if messages|length < 5 %}{{ raise_exception('too few messages') }}{% endif %}" + tiny.CHAT
 ALTERNATING = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + tiny.CHAT
+)
+# As Mistral's do: calls and results are not counted, and an answer says something.
+UNCOUNTED = (
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role in ('user', 'assistant') and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (ns.n % 2 == 0) or not m.content %}{{ raise_exception('roles must alternate') }}"
+    "{% endif %}{% set ns.n = ns.n + 1 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}{% endfor %}<|turn|>assistant: "
 )
 JSON = "{{ messages | tojson }}"
 
@@ -222,7 +232,7 @@ def test_a_template_that_fails_is_a_bad_request(plain: Prompts, template: str) -
 
 
 def test_what_a_template_says_in_refusing_is_passed_on(plain: Prompts) -> None:
-    with pytest.raises(InvalidRequest, match="roles must alternate"):
+    with pytest.raises(InvalidRequest, match="too few messages"):
         templated(plain, STRICT).job(1, chat(Message("assistant", "hi")))
 
 
@@ -230,8 +240,8 @@ def test_a_template_without_a_system_role_gets_the_system_message_in_the_first_t
     prompts = templated(plain, NO_SYSTEM)
     said = rendered(prompts, chat(Message("system", "be kind"), Message("user", "hi"), effort="low"))
     assert said == f"<|turn|>user: be kind\n\n{reasoning.HINTS['low']}\n\nhi<|turn|>assistant: "
-    with pytest.raises(InvalidRequest, match="System role not supported"):
-        prompts.job(1, chat(Message("system", "be kind"), Message("assistant", "hi")))
+    greeting = chat(Message("system", "be kind"), Message("assistant", "hi"))
+    assert rendered(prompts, greeting) == "<|turn|>user: be kind\n\nHello.<|turn|>assistant: hi<|turn|>assistant: "
 
 
 def test_a_template_that_wants_roles_to_alternate_gets_neighbours_as_one_turn(plain: Prompts) -> None:
@@ -242,6 +252,33 @@ def test_a_template_that_wants_roles_to_alternate_gets_neighbours_as_one_turn(pl
     folded = joined.format("be kind\n\n")
     assert rendered(templated(plain, ALTERNATING), chat(system, *said)) == folded
     assert "one<|turn|>user: two" in rendered(templated(plain, tiny.CHAT), chat(*said))  # which does not mind
+
+
+CALL = Message("assistant", tool_calls=(ToolCall("a", "now", "{}"),))
+RESULT = Message("tool", "noon", tool_call_id="a")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ((Message("user", "1"), CALL, RESULT, Message("user", "2")), "user: 1|call|tool: noon|assistant: OK.|user: 2"),
+        ((Message("user", "1"), CALL, Message("user", "2")), "user: 1|call|assistant: OK.|user: 2"),
+        ((Message("assistant", "1"), Message("user", "2")), "user: Hello.|assistant: 1|user: 2"),
+        ((Message("user", "1"), Message("assistant", ""), Message("user", "2")), "user: 1\n\n2"),
+        (
+            (Message("user", "1"), CALL, RESULT, Message("assistant", "2"), Message("user", "3")),
+            "user: 1|call|tool: noon|assistant: 2|user: 3",
+        ),
+    ],
+    ids=["nudged", "interrupted", "greeted", "silent", "ordinary"],
+)
+def test_a_template_that_does_not_count_calls_gets_histories_as_agents_have_them(
+    plain: Prompts, said: tuple[Message, ...], expected: str
+) -> None:
+    turns = expected.replace("call", 'assistant: {"name": "now", "arguments": {}}').split("|")
+    prompts = templated(plain, UNCOUNTED)
+    text = rendered(replace(prompts, traits=traits(prompts.tokenizer)), chat(*said))
+    assert text == "".join(f"<|turn|>{turn}" for turn in [*turns, "assistant: "])
 
 
 def test_a_model_without_a_template_takes_no_chats(bare: Prompts) -> None:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -25,8 +28,7 @@ SHAPES = ["llama", "gpt_oss", "qwen3_next", "quantized"]
 
 
 def spilling(folder: Path, make_cache: Callable[[], list[Any]], capacity: int, disk: int = PLENTY) -> Prefixes:
-    for spill in SPILLS:  # as if it had ended in peace
-        spill.wait()
+    end_in_peace()
     SPILLS.append(Spill(folder, disk, "this model"))
     return Prefixes(make_cache, capacity=capacity, spill=SPILLS[-1])
 
@@ -34,9 +36,15 @@ def spilling(folder: Path, make_cache: Callable[[], list[Any]], capacity: int, d
 SPILLS: list[Spill] = []
 
 
+def end_in_peace() -> None:
+    while SPILLS:
+        SPILLS.pop().close()
+
+
 @pytest.fixture(autouse=True)
-def _none_is_left() -> None:
-    SPILLS.clear()
+def _none_is_left() -> Iterator[None]:
+    yield
+    end_in_peace()
 
 
 def files(folder: Path) -> list[Path]:
@@ -53,14 +61,15 @@ def test_an_answer_after_a_prefix_from_disk_is_that_of_a_cold_run(tmp_path: Path
     reader.keep(prefixes, kept)
     prefixes.shrink(0)
     assert prefixes.nbytes == 0
-    for again in (prefixes, spilling(tmp_path, reader.make_cache, PLENTY)):
+    for _ in range(2):
         for shared in (40, 24, 19):
             tokens = kept[:shared] + prompt(shared, 9)
-            found = again.find("me", tokens)
+            found = prefixes.find("me", tokens)
             assert found.length == (16 if shared == 19 and shape in ("gpt_oss", "qwen3_next") else shared)
             assert reader.answer(tokens[found.length :], found.cache) == reader.answer(tokens)
-        assert again.nbytes > 0
-        again.shrink(0)
+        assert prefixes.nbytes > 0
+        prefixes.shrink(0)
+        prefixes = spilling(tmp_path, reader.make_cache, PLENTY)
 
 
 def test_a_prefix_that_came_back_is_in_memory_again(tmp_path: Path) -> None:
@@ -199,6 +208,60 @@ def test_a_damaged_first_file_leaves_nothing(tmp_path: Path) -> None:
     assert not prefixes._partitions
 
 
+def test_a_lost_file_takes_nothing_with_it_that_is_kept_afterwards(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path, windowed, PLENTY)
+    with patch.object(module, "RUN", 4):
+        keep(prefixes, windowed, "me", [1, 2, 3, 4, 5, 6, 7, 8], 8)
+        prefixes.shrink(prefixes.nbytes - 1)
+        (file,) = files(tmp_path)  # of the second run; without it the first is of no use
+        file.unlink()
+        keep(prefixes, windowed, "me", [1, 2, 3, 4, 5, 6, 9, 9], 8)
+    assert prefixes.find("me", [1, 2, 3, 4, 5, 6, 9, 9, 9]).length == 8
+    consistent(prefixes, tmp_path, PLENTY, PLENTY)
+    prefixes.shrink(0)
+    assert prefixes.nbytes == 0
+
+
+def test_no_prefix_is_entered_without_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read from its file, which has to make room for another; and goes from memory, and cannot be written."""
+    prefixes = spilling(tmp_path, windowed, PLENTY)
+    keep(prefixes, windowed, "me", [7], 1)
+    keep(prefixes, windowed, "me", [1, 1, 1, 1, 2, 3, 4], 4, 5, 6, 7)
+    entered = next(node for node in nodes(prefixes) if node.end == 5)
+    prefixes._thin(entered)
+    assert entered.snapshot is None
+    assert [path.name for path in files(tmp_path)] == [entered.file]
+    prefixes._capacity = prefixes.nbytes
+    SPILLS[0]._capacity = SPILLS[0].nbytes + 10
+    write, refused = Spill.write, iter([False, True])
+    monkeypatch.setattr(Spill, "write", lambda spill, *what: None if next(refused) else write(spill, *what))
+    found = prefixes.find("me", [1, 1, 1, 1, 2, 9, 9])
+    assert not [*refused]
+    assert found.length == 4
+    assert contents(found.cache or []) == contents(fill(windowed(), [1, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[malloc] Unable to allocate 80000 bytes.")])
+def test_what_there_is_no_memory_to_copy_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def without_memory(_: mx.array) -> disk.Tensor:
+        raise error
+
+    prefixes = spilling(tmp_path, sliced, PLENTY, disk=200_000)
+    for first in (1, 2, 3, 4):
+        tokens = [first] * 10
+        prefixes.keep("me", tokens, fill(sliced(), tokens, width=1000), {})
+        with monkeypatch.context() as context:
+            if first == 1:
+                context.setattr(disk, "_tensor", without_memory)
+            prefixes.shrink(0)
+        assert prefixes.nbytes == 0
+        assert len(SPILLS[0]._sizes) == len(files(tmp_path)) == min(2, first - 1)
+    assert not SPILLS[0]._unwritten
+    assert [prefixes.covered("me", [first] * 11) for first in (1, 2, 3, 4)] == [0, 0, 10, 10]
+
+
 def test_foreign_files_are_told_from_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prefixes = spilling(tmp_path, sliced, PLENTY)
     keep(prefixes, sliced, "me", [1, 2, 3])
@@ -226,11 +289,51 @@ def test_foreign_files_are_told_from_ours(tmp_path: Path, caplog: pytest.LogCapt
     assert renamed.name in caplog.text
 
 
+def test_two_of_one_model_leave_each_others_files_alone(tmp_path: Path) -> None:
+    prefixes = spilling(tmp_path / "kept", sliced, PLENTY)
+    keep(prefixes, sliced, "me", [1, 2, 3])
+    keep(prefixes, sliced, "me", [1, 2, 3, 4, 5])
+    prefixes.shrink(prefixes.nbytes - 1)
+    (file,) = files(tmp_path / "kept")  # what goes before it is in memory
+    other = Spill(tmp_path / "kept", PLENTY, "this model")
+    assert other.folder == tmp_path / "kept-2"
+    assert Prefixes(sliced, capacity=PLENTY, spill=other).covered("me", [1, 2, 3, 4, 5]) == 0
+    assert file.exists()
+    assert prefixes.find("me", [1, 2, 3, 4, 5, 6]).length == 5
+    end_in_peace()
+    assert Spill(tmp_path / "kept", PLENTY, "this model").folder == tmp_path / "kept"
+
+
+def test_the_folder_of_a_process_that_died_is_anybodys(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from openai_gateway.worker.spill import Spill\n"
+    code += "print(Spill(pathlib.Path(sys.argv[1]), 1000, 'this model').folder, flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "kept")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{tmp_path / 'kept'}\n"
+        with closing(Spill(tmp_path / "kept", 1000, "this model")) as meanwhile:
+            assert meanwhile.folder == tmp_path / "kept-2"
+        process.kill()
+    assert Spill(tmp_path / "kept", 1000, "this model").folder == tmp_path / "kept"
+
+
+def test_without_locks_the_folder_is_used_as_if_it_were_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: int) -> None:
+        raise OSError("No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    assert Spill(tmp_path, PLENTY, "this model").folder == tmp_path
+    assert "No locks available" in caplog.text
+
+
 def test_files_of_another_model_are_deleted(tmp_path: Path) -> None:
     prefixes = spilling(tmp_path, sliced, PLENTY)
     keep(prefixes, sliced, "me", [1, 2, 3])
     prefixes.shrink(0)
     assert len(files(tmp_path)) == 1
+    end_in_peace()
     other = Prefixes(sliced, capacity=PLENTY, spill=Spill(tmp_path, PLENTY, "another model"))
     assert other.covered("me", [1, 2, 3, 4]) == 0
     assert not files(tmp_path)
@@ -350,7 +453,7 @@ def test_what_a_record_says_comes_back(tmp_path: Path) -> None:
     }
     name = spill.write(record, arrays)
     assert name is not None
-    spill.wait()
+    spill.close()
     assert spill.nbytes == (tmp_path / name).stat().st_size
     again = Spill(tmp_path, PLENTY, "this model")
     assert again.scan() == {name: record}
@@ -366,7 +469,7 @@ def test_what_a_record_says_comes_back(tmp_path: Path) -> None:
 
 USES = st.lists(
     st.tuples(
-        st.sampled_from(["keep", "find", "shrink", "flush", "restart"]),
+        st.sampled_from(["keep", "find", "shrink", "flush", "lose", "restart"]),
         st.sampled_from(["a", "b"]),
         st.lists(st.integers(0, 2), min_size=1, max_size=12),
         st.sets(st.integers(1, 12)),
@@ -386,7 +489,7 @@ def test_whatever_happens_what_is_found_is_right(
     disk: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")
-    prefixes = spilling(folder, make_cache, capacity, disk)
+    prefixes, lost = spilling(folder, make_cache, capacity, disk), False
     with patch.object(module, "RUN", 3):
         for action, owner, tokens, stops in uses:
             if action == "keep":
@@ -394,7 +497,7 @@ def test_whatever_happens_what_is_found_is_right(
             elif action == "find":
                 covered = prefixes.covered(owner, tokens)
                 found = prefixes.find(owner, tokens)
-                assert found.length == covered or (found.length < covered and capacity < 1000)
+                assert found.length == covered or (found.length < covered and (lost or capacity < 1000))
                 if found.cache is not None:
                     assert contents(found.cache) == contents(fill(make_cache(), tokens[: found.length]))
             elif action == "shrink":
@@ -402,16 +505,28 @@ def test_whatever_happens_what_is_found_is_right(
                 assert prefixes.nbytes == 0
             elif action == "flush":
                 prefixes.flush()
+            elif action == "lose":
+                lost |= lose(folder, stops)
             else:
-                prefixes = spilling(folder, make_cache, capacity, disk)
-            consistent(prefixes, folder, capacity, disk)
+                prefixes, lost = spilling(folder, make_cache, capacity, disk), False
+            consistent(prefixes, folder, capacity, disk, lost=lost)
 
 
-def consistent(prefixes: Prefixes, folder: Path, capacity: int, disk: int) -> None:
+def lose(folder: Path, places: set[int]) -> bool:
+    """Delete files behind the back of who wrote them; whether there were any."""
+    lost = [path for place, path in enumerate(files(folder), 1) if place in places]
+    for path in lost:
+        path.unlink()
+    return bool(lost)
+
+
+def consistent(prefixes: Prefixes, folder: Path, capacity: int, disk: int, *, lost: bool = False) -> None:
     kept = nodes(prefixes)
     assert prefixes.nbytes == sum(node.nbytes for node in kept) <= capacity
     on_disk = {node.file for node in kept if node.file is not None}
-    assert on_disk == {path.name for path in files(folder)} == set(prefixes._filed.nodes)
+    assert on_disk == set(prefixes._filed.nodes)
+    there = {path.name for path in files(folder)}
+    assert there <= on_disk if lost else there == on_disk
     assert sum(path.stat().st_size for path in files(folder)) <= disk
     for node in kept:
         assert node.slices is not None or node.file is not None

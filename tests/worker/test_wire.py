@@ -76,7 +76,7 @@ def test_what_the_gateway_says_arrives_as_it_is(message: wire.ToWorker) -> None:
             [
                 (1, Started(5, 3)),
                 (2, Progress(512, 4000)),
-                (3, Echo("x", (TokenLogprob("x", b"x", None), ENTRY))),
+                (3, Echo.of("x", [TokenLogprob("x", b"x", None), ENTRY])),
                 (1, Delta(0, "text", "thought", (ENTRY,), 3, 2, "stop")),
                 (4, Delta(1)),
                 (5, Failed("InvalidRequest", "no", "messages")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -12,8 +13,7 @@ from openai_gateway.types import Grammar, Tool
 from openai_gateway.worker.calls.offer import INPUT, Parameters, schema_of
 from openai_gateway.worker.calls.references import apart, resolved
 from openai_gateway.worker.calls.values import types_of
-from openai_gateway.worker.lark import ANYTHING, Lark
-from openai_gateway.worker.schema import readable
+from openai_gateway.worker.lark import ANYTHING, Lark, compiles
 
 NARROWING: Final = frozenset({"enum", "const", "pattern", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "not"})
 JOINT: Final = frozenset({"anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "propertyNames"})
@@ -22,6 +22,10 @@ LONGEST: Final = 2000
 """Characters that are counted; a bound above that is left to the model."""
 KEY: Final = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 """A regular expression for the name of a parameter that the model may choose."""
+FLAGS: Final = re.compile(r"(?:\(\?[isu]+\))?")
+"""Those in front of a pattern, which are for all of it."""
+PIECE: Final = re.compile(r"\\.|\[\^?\]?(?:\\.|[^]\\])*\]?|.", re.DOTALL)
+"""Of a pattern: a character, or what takes the meaning from some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +120,16 @@ def repeated(parameter: str, key: str | None, comma: str = "") -> str:
 def as_text(lark: Lark, tool: Tool, schema: Any, end: End) -> str:
     """A value without quotes and its end: a text, or the JSON of anything else."""
     if tool.format is not None:
-        return f"{lark.grammar(tool.format, title(tool))} {end.mark(lark)}"
+        text = lark.grammar(tool.format, title(tool))
+        if tool.format.kind == "regex":  # which would go on over a tag that is text
+            return end.text(lark, f"(?:{tool.format.source})", end.padding)
+        return f"{text} {end.mark(lark)}"
     if _is_free(schema):
         return end.text(lark)
     if types_of(schema) == {"string"}:
         if choices := _choices(schema):
             return f"{either(map(lark.text, choices))} {end.mark(lark)}"
-        if "pattern" in schema and (tool.strict or readable(schema["pattern"])):
-            text = Grammar(kind="regex", source=_anchored(schema["pattern"]), param="tools")
-            return f"{lark.grammar(text, title(tool))} {end.mark(lark)}"
-        return _of_length(lark, schema, end)
+        return end.text(lark, _matching(lark, tool, schema), end.padding)
     return f"{value(lark, tool, schema)} {end.mark(lark)}"
 
 
@@ -163,12 +167,24 @@ def listed(lark: Lark, parts: Sequence[tuple[str, bool]], comma: str = '","') ->
     return first
 
 
-def _of_length(lark: Lark, schema: Mapping[str, Any], end: End) -> str:
-    least, most = schema.get("minLength", 0), schema.get("maxLength", LONGEST + 1)
-    text = f"(?s:.{{{least},{most if most <= LONGEST else ''}}})" if least <= LONGEST else ANYTHING
-    if isinstance(lark.cut(end.padding + end.close)[0], str) or not least:
-        return end.text(lark, text, end.padding)
-    return f"{lark.regex(text)} {end.mark(lark)}"
+def _matching(lark: Lark, tool: Tool, schema: Mapping[str, Any]) -> str:
+    """A regular expression for a text. Raises `InvalidRequest` where there can be none."""
+    if "pattern" in schema:
+        pattern = _whole(schema["pattern"])
+        if tool.strict or compiles(pattern):
+            # By itself as well, so that errors name the tool.
+            lark.grammar(Grammar(kind="regex", source=pattern, param="tools"), title(tool))
+            return pattern
+    least, most = max(schema.get("minLength", 0), 0), schema.get("maxLength")
+    if most is not None and most < least:
+        raise InvalidRequest(
+            f"Invalid schema for {title(tool)}: no text has a minLength of {least} and a maxLength of {most}.",
+            param="tools",
+            code="invalid_value",
+        )
+    if least > LONGEST:
+        return ANYTHING
+    return f"(?s:.{{{least},{most if most is not None and most <= LONGEST else ''}}})"
 
 
 def _is_free(schema: Any) -> bool:
@@ -192,8 +208,21 @@ def _choices(schema: Mapping[str, Any]) -> list[str]:
     return [text for text in texts if text and isinstance(text, str)]
 
 
-def _anchored(pattern: str) -> str:
-    """A pattern of JSON Schema, which may match anywhere in a text."""
-    begin, end = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
-    inner = pattern[1 if begin else 0 : -1 if end else None]
+def _whole(pattern: str) -> str:
+    """A pattern of JSON Schema, which may match anywhere in a text, as one of the whole text."""
+    flags = FLAGS.findall(pattern)[0]
+    alternatives: list[list[str]] = [[]]
+    depth = 0
+    for piece in PIECE.findall(pattern.removeprefix(flags)):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            alternatives.append([])
+        else:
+            alternatives[-1].append(piece)
+    return f"(?:{flags}{'|'.join(map(_unanchored, alternatives))})"
+
+
+def _unanchored(pieces: Sequence[str]) -> str:
+    begin, end = pieces[:1] == ["^"], pieces[-1:] == ["$"]
+    inner = "".join(pieces[begin : len(pieces) - end])
     return f"{'' if begin else ANYTHING}(?:{inner}){'' if end else ANYTHING}"

@@ -23,6 +23,7 @@ def objects(tape: Tape, calls: Calls, close: str = "", *, known: bool = False) -
         character = yield from tape.space()
         if character == "{":
             yield from envelope(tape, calls, known=known)
+            tape.commit()
             end = tape.at
         elif character == "]":
             tape.at += 1

@@ -47,18 +47,21 @@ class Gemma:
 
     def _object(self, tape: Tape, calls: Calls, depth: int) -> Step[None]:
         between = "{"
+        names = () if depth else calls.offer.parameters(calls.name).named
         while True:
             yield from tape.space()
-            mark = yield from tape.accept("}", ",", self.quote, '"')
-            if mark == "}":
-                calls.arguments("{}" if between == "{" else "}")
-                return
-            if mark == ",":
-                continue
-            key, _ = yield from tape.until(mark or ":", longest=LONGEST_NAME)
-            if mark:
-                yield from tape.space()
-                yield from tape.expect(":")
+            key = yield from tape.known(names, ":")
+            if not key:
+                mark = yield from tape.accept("}", ",", self.quote, '"')
+                if mark == "}":
+                    calls.arguments("{}" if between == "{" else "}")
+                    return
+                if mark == ",":
+                    continue
+                key, _ = yield from tape.until(mark or ":", longest=LONGEST_NAME)
+                if mark:
+                    yield from tape.space()
+                    yield from tape.expect(":")
             calls.arguments(f"{between}{json.dumps(key.strip(), ensure_ascii=False)}: ")
             between = ", "
             yield from self._value(tape, calls, depth)
@@ -144,9 +147,11 @@ def _keywords(tape: Tape, calls: Calls) -> Step[None]:
             return
         if mark == ",":
             continue
-        key = yield from tape.name()
-        yield from tape.space()
-        yield from tape.expect("=")
+        key = yield from tape.known(parameters.named, "=")
+        if not key:
+            key = yield from tape.name()
+            yield from tape.space()
+            yield from tape.expect("=")
         if not key:
             raise NoCall
         calls.key(key)

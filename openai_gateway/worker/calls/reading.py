@@ -1,4 +1,4 @@
-"""Finds the tool calls in an answer, whatever the format: what is none stays content, without any markup."""
+"""Finds the tool calls in an answer, whatever the format: what is none stays content, without the markup of calls."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Written:
 
     They begin with one of `opens`, or, if `bare` is set, where an answer begins with that, in which `%s` stands for the
     name of a tool that may be called; `read` goes on from there (for `bare`, in front of it). What `markup` names is
-    none of the content, wherever it stands. `marked`: a call without marks is a slip, and none of an answer that has a
-    form of its own.
+    none of the content behind a call, nor behind one that broke off, nor anywhere if it is a special token. `marked`: a
+    call without marks is a slip, and none of an answer that has a form of its own.
     """
 
     opens: tuple[str, ...]
@@ -33,10 +33,18 @@ class Written:
     marked: bool = True
 
 
-class CallChannels:
-    """Channels whose content is looked through for calls. `marks` are those that `channels` turns into text."""
+class Prose(NoCall):
+    """It never was meant as one: the opening mark is text, and so is what the reader went over behind it."""
 
-    def __init__(self, channels: Channels, written: Written, marks: Marks, offer: Offer) -> None:
+
+class CallChannels:
+    """Channels whose content is looked through for calls. `marks` are those that `channels` turns into text. `begun`:
+    the answer goes on with one that the request began.
+    """
+
+    def __init__(
+        self, channels: Channels, written: Written, marks: Marks, offer: Offer, *, begun: bool = False
+    ) -> None:
         self._channels = channels
         self._written = written
         bare = "" if offer.formed and written.marked else written.bare
@@ -48,10 +56,13 @@ class CallChannels:
         self._known = [*self._opens, *markup]
         self._mark = _any_of(self._known)
         self._dropped = _any_of(markup)
+        self._formed = offer.formed
         self._inside = False
         self._after = False
         """Whether there was nothing but white space since the last call."""
-        self._said = False
+        self._broken = False
+        """Whether the last one that was meant as a call broke off."""
+        self._said = begun
         """Whether there was content."""
         self._reader = self._read()
 
@@ -108,26 +119,34 @@ class CallChannels:
         tape, calls = self._tape, self._calls
         while opened := (yield from self._content()):
             self._inside = True
-            before = calls.complete
+            before, failed = calls.complete, None
             try:
                 yield from self._written.read(tape, calls, opened)
                 tape.commit()
-            except NoCall:
-                self._give_back()
+                self._broken = False
+            except NoCall as error:
+                failed = error
             self._inside = False
             self._after = self._after or calls.complete > before
+            if failed is not None:
+                self._give_back(opened, failed)
         yield
 
-    def _give_back(self) -> None:
+    def _give_back(self, opened: str, failed: NoCall) -> None:
         """It is no call, or goes on no more as one: what was not read of it may be content."""
         tape, calls = self._tape, self._calls
         if calls.is_open:
             calls.close(whole=calls.by_key and tape.ended and not tape.cut)
             tape.commit()
-            self._after = True
+            self._after = self._broken = True
+            return
+        if opened in self._bare:
+            self._bare, tape.at = (), 0  # a call with marks may stand in it
             return
         text, tape.text, tape.at = tape.text[: tape.at], tape.text[tape.at :], 0
-        for place, piece in enumerate(self._dropped.split(text)):  # marks are at the odd places
+        prose = isinstance(failed, Prose) and not ANY.search(tape.spell(opened))
+        self._broken = self._broken or not prose
+        for place, piece in enumerate([text] if prose else self._dropped.split(text)):  # marks are at the odd places
             self._let_out(piece, markup=bool(place % 2))
 
     # Between calls
@@ -151,12 +170,23 @@ class CallChannels:
                     return ""
                 self._release(settled)
                 yield
+            elif self._is_text(found[0], tape.text[: found.start()]):
+                self._release(found.end(), spaces=True)
             elif opened := self._opens.get(found[0]):
                 tape.at = found.end() - self._release(found.start())
                 return opened
             else:
                 before = self._release(found.start(), spaces=True)
                 self._release(found.end() - before, markup=True)
+
+    def _is_text(self, mark: str, before: str = "") -> bool:
+        """Whether a mark that stands behind this is none of a call, as where an answer tells how calls are written."""
+        if ANY.search(mark):
+            return False
+        blank = not before.strip()
+        if self._formed and (self._said or not blank):
+            return True  # a call could only be at the beginning
+        return mark not in self._opens and not self._broken and not (self._after and blank)
 
     def _release(self, length: int, *, spaces: bool = False, markup: bool = False) -> int:
         """Lets out the front of the text, without white space at its end, unless `spaces`; how much that was."""
@@ -170,7 +200,8 @@ class CallChannels:
     def _last(self) -> None:
         """Lets out all that is left."""
         tape = self._tape
-        self._release(len(tape.text) - (tape.begun(*self._known) if tape.cut else 0), spaces=True)
+        marks = [mark for mark in self._known if not self._is_text(mark)]
+        self._release(len(tape.text) - (tape.begun(*marks) if tape.cut else 0), spaces=True)
         self._release(len(tape.text), markup=True)
 
     def _let_out(self, text: str, *, markup: bool) -> None:

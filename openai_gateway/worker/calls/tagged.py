@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
 from openai_gateway.worker.calls.deltas import Calls
 from openai_gateway.worker.calls.json_calls import objects
 from openai_gateway.worker.calls.offer import Parameters
-from openai_gateway.worker.calls.reading import Written
+from openai_gateway.worker.calls.reading import Prose, Written
 from openai_gateway.worker.calls.tape import LONGEST_NAME, NoCall, Step, Tape
 from openai_gateway.worker.calls.values import as_json, is_text
 
@@ -49,10 +49,17 @@ class Tags:
         """The tags of which one stands behind a value: another call's, too, where this one was left open."""
         return (*(self.section or ()), *self.call, self.parameter[0], *(self.json or ())[:1])
 
+    @property
+    def within(self) -> tuple[str, ...]:
+        """The tags of which one stands behind that of a call, and behind each parameter."""
+        return (self.parameter[0], self.call[1], *(self.json or ())[:1], *(self.section or ())[1:])
+
     def read(self, tape: Tape, calls: Calls, opened: str) -> Step[None]:
         """One call, or all of a section."""
         closing = (self.section[1],) if self.section is not None else ()
         if opened == self.call[0]:
+            if closing:
+                yield from self._meant(tape, calls)
             yield from self._call(tape, calls)
             end = tape.at
             yield from tape.space()
@@ -66,18 +73,35 @@ class Tags:
             if (yield from self._call(tape, calls)) in closing:
                 return
 
+    def _meant(self, tape: Tape, calls: Calls) -> Step[None]:
+        """Goes over the tag of a call that has no section, and back: no grammar led to it, so it may be none.
+
+        Raises `Prose` where nothing of a call stands behind it, and `NoCall` for a tool that may not be called.
+        """
+        start = tape.at
+        try:
+            name, _ = yield from self._tag(tape)
+        except NoCall:
+            raise NoCall if tape.cut else Prose from None
+        may_be = calls.offer.name(name) in calls.offer.callable
+        yield from tape.space()
+        found = yield from tape.accept(*self.within)
+        rest = tape.text[tape.at :]
+        tape.at = start
+        if not found and not (may_be and any(tape.spell(mark).startswith(rest) for mark in self.within)):
+            raise Prose
+        if not may_be:
+            raise NoCall
+
     def _call(self, tape: Tape, calls: Calls) -> Step[str]:
         """Returns the tag that it ended with: its own, or that of the section."""
         name, _ = yield from self._tag(tape)
         calls.open(name, by_key=True)
         tape.commit()
         parameters = calls.offer.parameters(calls.name)
-        options = [self.parameter[0], self.call[1]]
-        options += [self.json[0]] if self.json is not None else []
-        options += [self.section[1]] if self.section is not None else []
         while True:
             yield from tape.space()
-            mark = yield from tape.expect(*options)
+            mark = yield from tape.expect(*self.within)
             tape.commit()
             if mark == self.parameter[0]:
                 yield from self._parameter(tape, calls, parameters)
@@ -91,8 +115,15 @@ class Tags:
                 calls.close()
                 return mark
 
-    def _tag(self, tape: Tape) -> Step[tuple[str, dict[str, str]]]:
-        """The name in a tag, and what else it says."""
+    def _tag(self, tape: Tape, known: Collection[str] = ()) -> Step[tuple[str, dict[str, str]]]:
+        """The name in a tag, and what else it says. Those that are `known` may have anything in them."""
+        forms = (("", self.ends), ('"', self.ends), ('"', " "))
+        exact = {f"{quote}{name}{quote}{end}": (name, end) for name in known for quote, end in forms}
+        if exact and (written := (yield from tape.accept(*exact))):
+            name, end = exact[written]
+            tape.at -= len(tape.spell(end))
+            inside, _ = yield from tape.until(self.ends, longest=LONGEST_NAME)
+            return name, dict(ATTRIBUTE.findall(inside))
         inside, _ = yield from tape.until(self.ends, longest=LONGEST_NAME)
         found = NAMED.match(inside)
         name = html.unescape(found[1] or found[2] or found[3] or "") if found else ""
@@ -101,11 +132,13 @@ class Tags:
         return name, dict(ATTRIBUTE.findall(found[4])) if found else {}
 
     def _parameter(self, tape: Tape, calls: Calls, parameters: Parameters) -> Step[None]:
-        key, said = yield from self._tag(tape)
+        key, said = yield from self._tag(tape, parameters.named)
         kind = said.get("type") or {"true": "string", "false": "any"}.get(said.get("string", ""), "")
         schema = parameters.schema(key)
-        if kind:
-            schema = {"type": "string"} if kind == "string" else {}
+        if kind == "string":
+            schema = {"type": "string"}
+        elif kind and is_text(schema):
+            schema = {}
         calls.key(key)
         end = Until(self.parameter[1], self.behind, self.padding)
         yield from value(tape, calls, end, schema, cdata=self.cdata)

@@ -74,16 +74,14 @@ class Tape:
             yield
 
     def accept(self, *options: str) -> Step[str]:
-        """Reads over the one of the options that comes next, and returns it; "" where none does."""
+        """Reads over the longest of the options that comes next, and returns it; "" where none does."""
         spelled = {self.spell(option): option for option in options}
         while True:
-            rest = self.text[self.at : self.at + max(map(len, spelled))]
-            for mark, option in spelled.items():
-                if rest.startswith(mark):
-                    self.at += len(mark)
-                    return option
-            if self.ended or not any(mark.startswith(rest) for mark in spelled):
-                return ""
+            rest = self.text[self.at : self.at + max(map(len, spelled), default=0)]
+            if self.ended or not any(mark != rest and mark.startswith(rest) for mark in spelled):
+                mark = max(filter(rest.startswith, spelled), key=len, default="")
+                self.at += len(mark)
+                return spelled.get(mark, "")
             yield
 
     def expect(self, *options: str) -> Step[str]:
@@ -104,6 +102,16 @@ class Tape:
                 name, self.at = self.text[self.at : end], end
                 return name
             yield
+
+    def known(self, names: Iterable[str], mark: str) -> Step[str]:
+        """Reads one of these names and `mark`, a character that stands behind it; "" where none comes."""
+        start = self.at
+        name = yield from self.accept(*names)
+        if name and (yield from self.space()) == mark:
+            self.at += 1
+            return name
+        self.at = start
+        return ""
 
     def until(self, *ends: str, longest: int | None = None, behind: Sequence[str] = ()) -> Step[tuple[str, str]]:
         """Reads up to the first of the ends and over it: (text before it, which it was). `behind` as in `run`."""

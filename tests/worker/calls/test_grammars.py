@@ -34,6 +34,7 @@ SCHEMA = {
         "city": TEXT,
         "unit": {"type": "string", "enum": ["C", "F"]},
         "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]$"},
+        "site": {"type": "string", "pattern": "^https?://"},
         "short": {"type": "string", "minLength": 2, "maxLength": 4},
         "days": {"type": "integer", "minimum": 1, "maximum": 30},
         "tags": {"type": "array", "items": TEXT, "maxItems": 2},
@@ -86,7 +87,7 @@ def closers(family: Family) -> list[str]:
     written = BY_NAME[family.format].written
     markup = written.markup if written is not None else ()
     marks = [mark for mark in markup if mark.startswith("</")]
-    return [*marks, *(f"\n{mark}" for mark in marks), *(f"{mark}\n{behind}" for mark in marks for behind in markup)]
+    return [*marks, *(f"\n{mark}" for mark in marks), *(f"\n{mark}\n{behind}" for mark in marks for behind in markup)]
 
 
 def output(read: Reader, offer: Offer, *, answer: Grammar | None = None) -> LLMatcher:
@@ -214,6 +215,7 @@ ODD: dict[str, Any] = {
     "either": {"anyOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {"type": "null"}}}]},
     "a text that is none": {"type": "object", "properties": {"a": {"type": "string", "enum": ["x", 5, None]}}},
     "a pattern that looks ahead": {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x).*$"}}},
+    "an anchor in a group": {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(x$|y$)"}}},
 }
 
 
@@ -230,6 +232,78 @@ def test_a_pattern_that_cannot_be_held_to_is_refused_by_name_where_it_must_be() 
         if family.format != "llama3":
             with pytest.raises(InvalidRequest, match=r"for function .f.: .*look-around"):
                 output(reader(family), offer_of(tool))
+
+
+TAGGED = (
+    "qwen3_coder", "glm47", "longcat", "minimax_m2", "muse_spark", "minicpm5", "deepseek_v32", "kimi_k3", "gemma4",
+)  # fmt: skip
+"""Formats that write texts without quotes of their own."""
+MATCHING = {
+    r"^https?://": "https://a.b/c", r"^[^,]+$": "a b", r"^\S": "x y", "foo": "a foo b", r"^[^@]+@[^@]+$": "a@b.c",
+    r"^\S+$": "abc", "^.+$": "a b", r"^\s*$": " ", "^[a-z]*$": "",
+}  # fmt: skip
+EXPRESSIONS = {"[^;]+;?": "a b", "(?s:.*)": "a b;", ".*": "", "a|b": "b"}
+
+
+@pytest.mark.parametrize("format", TAGGED)
+def test_a_text_ends_with_its_tag_where_its_pattern_would_match_that_too(format: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    patterns = tool("f", {f"p{n}": {"type": "string", "pattern": pattern} for n, pattern in enumerate(MATCHING)})
+    forms = [Grammar(kind="regex", source=source, param="tools") for source in EXPRESSIONS]
+    customs = [Tool(name=f"c{n}", kind="custom", format=form) for n, form in enumerate(forms)]
+    calls: list[tuple[str, dict[str, Any]]] = [("f", {f"p{n}": text for n, text in enumerate(MATCHING.values())})]
+    calls += [(f"c{n}", {"input": text}) for n, text in enumerate(EXPRESSIONS.values())]
+    compiled = output(read, offer_of(patterns, *customs, required=True))
+    for call in calls:
+        matcher, text = compiled.deep_copy(), read.family.write([call]).replace("'", '"')
+        assert matcher.consume_tokens(read.encode(text)), text
+        assert matcher.is_accepting(), text
+
+
+ANCHORED = {
+    "^a|b$": ("ax", "xb", "xa", "bx"),
+    "a|^b": ("xa", "bx", "xb"),
+    r"^[A-Z]{3}|\d{3}$": ("ABCx", "x123", "xABC", "123x"),
+    r"^.+\\$": ("x\\", "x\\y", "\\"),
+    r"x\$": ("ax$b", "x"),
+    "^$|^x": ("", "xy", "y"),
+    "^[$|(]b|c$": ("|b", "xc", "b", "cx"),
+    "[^]|]b|^c$": ("xab", "|b", "c", "cx"),
+    "(?i)^a|b$": ("Ax", "xB", "xA"),
+}
+
+
+@pytest.mark.parametrize("format", ["qwen3_coder", "gemma4"])
+@pytest.mark.parametrize("pattern", ANCHORED)
+def test_a_pattern_may_match_anywhere_but_where_it_is_anchored(format: str, pattern: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    offer = offer_of(tool("f", {"a": {"type": "string", "pattern": pattern}}), required=True)
+    for text in ANCHORED[pattern]:
+        assert fits(read, offer, read.family.write([("f", {"a": text})])) is bool(re.search(pattern, text)), text
+
+
+@pytest.mark.parametrize("format", TAGGED)
+def test_a_text_that_can_have_no_length_is_refused_by_name(format: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    offer = offer_of(tool("f", {"a": {"type": "string", "minLength": 5, "maxLength": 3}}))
+    with pytest.raises(InvalidRequest, match=r"function 'f': no text has a minLength of 5 and a maxLength of 3"):
+        output(read, offer)
+
+
+NAMES = ("a", "a:b", "a=b", "a,b", "a}b", "my key", "user's", 'a"b', "$filter", "filter[status]", "Content-Type")
+
+
+@pytest.mark.parametrize("format", ["pythonic", "gemma4", "function_gemma"])
+def test_a_parameter_of_any_name_is_read_as_it_is_written(format: str) -> None:
+    read = reader(next(family for family in FAMILIES if family.format == format))
+    arguments = {name: n for n, name in enumerate(NAMES)}
+    offer = offer_of(tool("f", {name: {"type": "integer"} for name in NAMES}))
+    text = read.family.write([("f", arguments)])
+    assert fits(read, offer, text)
+    for tokens in (read.encode(text), read.singly(text)):
+        said = read.said(tokens, offer=offer)
+        assert said.complete == 1
+        assert json.loads(said.calls[0][1]) == arguments
 
 
 def test_large_definitions_are_repeated_only_where_something_refers_to_them() -> None:

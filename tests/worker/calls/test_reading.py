@@ -10,7 +10,7 @@ import pytest
 from openai_gateway.worker.calls.formats import BY_NAME
 from openai_gateway.worker.calls.marks import Marks
 from openai_gateway.worker.calls.reading import CallChannels
-from openai_gateway.worker.channels import ThinkChannels
+from openai_gateway.worker.channels import PlainChannels, ThinkChannels
 from openai_gateway.worker.parse import TextPath
 from tests.worker.calls.corpus import FAMILIES, PARIS
 from tests.worker.calls.test_corpus import OFFER, Reader, calls_of, reader
@@ -99,6 +99,102 @@ def test_json_without_marks_is_the_answer_where_that_has_a_form_and_calls_have_m
     assert read.said(read.encode(read.family.write([PARIS])), offer=formed).calls
     read = family("llama3")
     assert read.said(read.encode(BARE), offer=formed).calls == (("now", "{}"),)
+
+
+@pytest.mark.parametrize("marks", [("", ""), ("<tool_call>", "</tool_call>")])
+def test_json_behind_that_of_a_call_is_content_and_nothing_of_the_call(marks: tuple[str, str]) -> None:
+    read = family("hermes")
+    opens, closes = marks
+    for tokens in read.cuts(f'{opens}{BARE}\n{{"note": "x"}}{closes} So.'):
+        said = read.said(tokens)
+        assert (said.content, said.calls) == ('{"note": "x"} So.', (("now", "{}"),))
+
+
+def test_what_goes_on_with_a_given_text_begins_no_call_without_marks() -> None:
+    for format, text in (("hermes", BARE), ("gemma4", "call:now{}")):
+        read = family(format)
+        written = BY_NAME[format].written
+        assert written is not None
+        marks = Marks(read.table, written.markup)
+        inner = PlainChannels(read.table.stream(trim_leading_space=False), marks.of)
+        path: TextPath[Any] = TextPath(CallChannels(inner, written, marks, OFFER, begun=True), table=read.table)
+        rendered = [*map(path.push, read.encode(text)), path.finish()]
+        assert "".join(one.content for one in rendered) == text
+        assert path.calls == 0
+
+
+PROSE = [
+    ("qwen3_coder", "<parameter>value</parameter> … and </function> too."),
+    ("qwen3_coder", "Write `<function=name>`, or `<function=now>`."),
+    ("qwen3_coder", "The syntax is <function=foo> and so on"),
+    ("qwen3_coder", "A call begins with `<function=` and no more"),
+    ("minimax_m2", '<parameter name="url" value="x"/>'),
+    ("minimax_m2", 'Anthropic writes <invoke name="foo"> here.'),
+    ("glm47", "In GLM a key is <arg_key>k</arg_key>."),
+    ("hermes", '{"xml": "</tool_call> is an end"}'),
+]
+JSON = [
+    ("qwen3_coder", '{"xml": "<parameter>1</parameter>"}'),
+    ("qwen3_coder", '{"doc": "call it so: <function=now>\n</function>"}'),
+    ("hermes", ' {"doc": "<tool_call>"}'),
+]
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "formed"), [(*one, False) for one in PROSE] + [(*one, True) for one in JSON]
+)
+def test_an_answer_that_tells_how_calls_are_written_keeps_their_marks(format: str, text: str, formed: bool) -> None:
+    read = family(format)
+    for tokens in (read.singly(text), *read.cuts(text)):
+        said = read.said(tokens, offer=replace(OFFER, formed=formed))
+        assert (said.content, said.calls) == (text, ())
+
+
+def test_marks_keep_to_a_text_that_is_cut_within_one() -> None:
+    read = family("qwen3_coder")
+    assert read.said(read.encode("Then </param"), cut=True).content == "Then </param"
+    assert read.said(read.encode("Then\n<func"), cut=True).content == "Then\n"
+    assert read.said(read.encode('{"x": "<func'), cut=True, offer=replace(OFFER, formed=True)).content == '{"x": "<func'
+
+
+def test_a_mark_that_is_left_over_from_a_call_is_no_content() -> None:
+    read = family("qwen3_coder")
+    call = read.family.write([("now", {})])
+    for text, content in (
+        (f"{call}\n</function>\n</tool_call> So.", "So."),
+        (f"{call}\nIt was </function>.", "It was </function>."),
+        ("<tool_call>\n<function=now>\nNo.\n</function>\n</tool_call>", "No.\n\n"),
+    ):
+        for tokens in (read.singly(text), *read.cuts(text)):
+            said = read.said(tokens)
+            assert (said.content, [name for name, _ in said.calls]) == (content, ["now"])
+
+
+def test_a_call_outside_of_its_section_is_one_of_a_tool_that_may_be_called() -> None:
+    read = family("qwen3_coder")
+    call = "<function=search>\n<parameter=query>\nx\n</parameter>\n</function>\n</tool_call>"
+    for text in (call, f"Well.\n{call}"):
+        assert read.said(read.encode(text)).calls == (("search", '{"query": "x"}'),)
+        said = read.said(read.encode(text), offer=replace(OFFER, callable=frozenset({"now"})))
+        assert said.calls == ()
+        assert "<" not in said.content
+        assert read.said(read.singly(text), offer=replace(OFFER, callable=frozenset({"now"}))) == said
+
+
+@pytest.mark.parametrize("rest", ["now>", "now>\n", "now>\n<para", "now"])
+def test_a_call_outside_of_its_section_that_is_cut_is_no_content(rest: str) -> None:
+    read = family("qwen3_coder")
+    said = read.said(read.encode(f"Well.\n<function={rest}"), cut=True)
+    assert "<" not in said.content
+    assert [name for name, _ in said.calls] == (["now"] if ">" in rest else [])
+
+
+def test_a_call_may_stand_in_what_begins_as_json() -> None:
+    read = family("hermes")
+    text = f'{{"a": "{read.family.write([("now", {})])}'
+    for tokens in (read.singly(text), *read.cuts(text)):
+        said = read.said(tokens)
+        assert (said.content, said.calls) == ('{"a": "', (("now", "{}"),))
 
 
 @pytest.mark.parametrize("format", ["gemma4", "function_gemma"])

@@ -12,7 +12,7 @@ import pytest
 from openai_gateway.types import Tool
 from openai_gateway.worker.calls.formats import GLM47, LONGCAT, MINICPM5, MINIMAX_M2, MUSE_SPARK, QWEN3_CODER
 from openai_gateway.worker.calls.offer import Offer
-from tests.worker.calls.corpus import FAMILIES, PARIS, TEXT
+from tests.worker.calls.corpus import FAMILIES, PARIS, TEXT, tool
 from tests.worker.calls.test_corpus import Reader, reader
 from tests.worker.calls.test_grammars import fits, offer_of
 
@@ -80,6 +80,32 @@ def test_a_text_may_hold_it_where_calls_stand_between_special_tokens() -> None:
 def begun(format: str, value: str) -> str:
     """A call of `edit` up to and with a text and the tag that closes it."""
     return written(read_of(format), {"last": "@"}).partition("@")[0] + value + TAGS[format][1]
+
+
+NAMES = ("my key", "my", "user's", 'a"b', "a>b", "a&amp;b", "a=b c")
+
+
+@pytest.mark.parametrize("format", [*TAGS, "deepseek_v32"])
+def test_a_parameter_may_have_any_name(format: str) -> None:
+    read = read_of(format)
+    offer = offer_of(tool("edit", dict.fromkeys(NAMES, TEXT)))
+    text = written(read, {f"k{n}": "v" for n in range(len(NAMES))})
+    for n, name in enumerate(NAMES):
+        text = text.replace(f"k{n}", name)
+    assert fits(read, offer, text)
+    for tokens in (read.encode(text), read.singly(text)):
+        assert json.loads(read.said(tokens, offer=offer).calls[0][1]) == dict.fromkeys(NAMES, "v")
+
+
+@pytest.mark.parametrize(("format", "said"), [("deepseek_v32", 'string="false"'), ("kimi_k3", 'type="any"')])
+def test_a_text_that_may_be_null_stays_a_text(format: str, said: str) -> None:
+    read = read_of(format)
+    offer = offer_of(tool("edit", {"x": NULLABLE}))
+    for value, meant in (("2024", "2024"), ("null", None)):
+        text = read.family.write([("edit", {"x": value})])
+        text = text.replace('string="true"', said).replace('type="string"', said)
+        assert fits(read, offer, text)
+        assert json.loads(read.said(read.encode(text), offer=offer).calls[0][1]) == {"x": meant}
 
 
 @formats
