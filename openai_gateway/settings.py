@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     )
     prefix_disk: Disk = Field(
         0,
-        description="Bytes (or `20GB`) of kept prompts that go on to disk when memory is full; they survive a restart.",
+        description="Bytes (or `20GB`) of prompts that each model keeps on disk where memory is full; they stay there.",
     )
     prefix_folder: File = Field(
         Path("~/.cache/openai_gateway/prefixes"),
