@@ -98,16 +98,17 @@ async def send(
     host, port, tls = address.parts.hostname or "", address.port, address.tls
     loop = asyncio.get_running_loop()
     answer.sent = time.perf_counter()
-    transport: asyncio.BaseTransport | None = None
+    transport: asyncio.WriteTransport | None = None
     try:
         async with asyncio.timeout(timeout):
-            transport, exchange = await loop.create_connection(lambda: Exchange(request, answer), host, port, ssl=tls)
+            opened, exchange = await loop.create_connection(lambda: Exchange(request, answer), host, port, ssl=tls)
+            transport = cast(asyncio.WriteTransport, opened)
             await exchange.ended
     except OSError as error:
         answer.failure = reason(error, timeout)
     finally:
         if transport is not None:
-            transport.close()
+            transport.abort()  # to close it takes a server's goodbye over TLS, and the loop may end before that comes
     return answer
 
 
