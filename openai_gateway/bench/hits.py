@@ -141,7 +141,7 @@ async def _repeated(desk: Desk, case: str, request: bytes, count: int, end: floa
             await _heard(client, timeout)
         finally:
             client.done.cancel()  # or the end of the connection would be an error that nobody hears
-            transport.close()
+            transport.abort()  # as `load.send` does
     except (Failed, OSError) as error:
         why = reason(error, timeout) if isinstance(error, OSError) else str(error)
         desk.page.asked(case, len(client.times) + 1)

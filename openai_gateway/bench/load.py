@@ -98,11 +98,10 @@ async def send(
     host, port, tls = address.parts.hostname or "", address.port, address.tls
     loop = asyncio.get_running_loop()
     answer.sent = time.perf_counter()
-    transport: asyncio.WriteTransport | None = None
+    transport: asyncio.Transport | None = None
     try:
         async with asyncio.timeout(timeout):
-            opened, exchange = await loop.create_connection(lambda: Exchange(request, answer), host, port, ssl=tls)
-            transport = cast(asyncio.WriteTransport, opened)
+            transport, exchange = await loop.create_connection(lambda: Exchange(request, answer), host, port, ssl=tls)
             await exchange.ended
     except OSError as error:
         answer.failure = reason(error, timeout)
