@@ -45,6 +45,8 @@ Out = tuple[int, Event]
 INTERNAL = GatewayError("The server failed on this request.")
 TRY_AGAIN = Unavailable("The model could not go on with this request; please try again.")
 
+FETCHING = 0.03
+"""Seconds of a step for reading kept beginnings of prompts from disk, while running answers wait."""
 REST = 5.0
 """Seconds without work after which MLX gives back the buffers that it keeps for the next step."""
 
@@ -210,9 +212,12 @@ class Engine:
         for reading in self._admission.refused():
             self._drop(reading.job.id)
             yield reading.job.id, failed(InsufficientMemory.of(reading.width, len(reading.tokens)))
+        until = time.monotonic() + FETCHING
+        for reading in [reading for reading in self._prefill.readings if not reading.entered]:
+            yield from self._guarded([reading.job], self._enter(reading, until), INTERNAL)
         scoring = [reading for reading, _ in self._scoring.values()]
         for reading in self._admission.admit(self._prefill.readings, scoring, self._running.batches):
-            yield from self._guarded([reading.job], self._begin(reading), INTERNAL)
+            yield from self._guarded([reading.job], self._begin(reading, until), INTERNAL)
         for reading in self._admission.waiting:
             if not (reading.announced or reading.rows):
                 reading.announced = True
@@ -223,15 +228,26 @@ class Engine:
         if reading.choices.start == 0:
             yield reading.job.id, Started(len(reading.job.tokens), found.length, found.diverged_at, queued=queued)
 
-    def _begin(self, reading: Reading) -> Iterator[Out]:
+    def _begin(self, reading: Reading, until: float) -> Iterator[Out]:
         job = reading.job
         if not job.tokens:
             raise ValueError("a prompt has at least one token")
-        first = reading.choices.start == 0 and not reading.rows
-        if first and job.echo is not None and job.sampling.logprobs is not None:
+        if reading.is_first and job.echo is not None and job.sampling.logprobs is not None:
             yield from self._accept(reading, Found(0, None, None))
             self._scoring[job.id] = reading, Scoring(self._model, job.tokens, job.sampling.logprobs, self._make_cache())
             return
+        self._prefill.readings.append(reading)
+        yield from self._enter(reading, until)
+
+    def _enter(self, reading: Reading, until: float) -> Iterator[Out]:
+        """Go on from the kept beginning, if it is in memory by then; else in a later step."""
+        job = reading.job
+        # A run that is needed once more had no room, or has it no longer: `find` does without.
+        while (end := self._prefixes.filed(job.owner, reading.tokens)) > reading.fetched:
+            if time.monotonic() >= until:
+                return
+            self._prefixes.fetch(job.owner, reading.tokens)
+            reading.fetched = end
         found = self._prefixes.find(job.owner, reading.tokens)
         reading.cache, reading.done, reading.cached = found.cache or self._make_cache(), found.length, found.length
         # One at a time is enough: whoever comes with it is read as fast without.
@@ -241,7 +257,7 @@ class Engine:
         self._totals["cached_tokens"] += found.length
         if not reading.rows:
             yield from self._accept(reading, found)
-        if first and job.echo is not None:
+        if reading.is_first and job.echo is not None:
             yield job.id, Echo(job.echo)
         yield from self._open(reading)
 
@@ -249,12 +265,12 @@ class Engine:
         """From here on it is read, with what its cache holds already."""
         job = reading.job
         if job.max_tokens == 0:
+            self._prefill.readings.remove(reading)
             for index in reading.choices:
                 yield job.id, Delta(index, finish="length")
             return
         stops = frozenset(job.sampling.stop_token_ids) | (frozenset() if job.sampling.ignore_eos else self._eos)
         reading.rows = reading.rows or [Row(job, index, self._open_text(job), stops) for index in reading.choices]
-        self._prefill.readings.append(reading)
 
     # Prompts whose own log-probabilities are asked for
 
@@ -279,6 +295,7 @@ class Engine:
         if not scoring.left:
             del self._scoring[job.id]
             reading.cache, reading.done = scoring.cache, len(job.tokens) - 1
+            self._prefill.readings.append(reading)
             yield from self._open(reading)
 
     # Reading
@@ -348,7 +365,7 @@ class Engine:
         else:
             self._keeping.part(last)
             self._prefill.readings.remove(last)
-            last.cache, last.done, last.snapshots = [], 0, {}
+            last.leave()
         self._admission.waiting.insert(0, last)
 
     def settle(self) -> None:

@@ -62,7 +62,8 @@ class Prefill:
         wait for ever if shorter ones always went before it.
         """
         room = self.room(waited_for=rows > 0)
-        ending, long = prompts.next_to_read(self.readings, room, self._limits.fitting, oldest=self._oldest)
+        entered = [reading for reading in self.readings if reading.entered]
+        ending, long = prompts.next_to_read(entered, room, self._limits.fitting, oldest=self._oldest)
         self._oldest ^= long is not None
         # A prompt with several choices becomes several rows, and so is alone.
         together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._vocabulary)

@@ -105,6 +105,16 @@ class Prefixes:
             cache = self._layout.compose([node.slices or () for node in used], length, used[-1].snapshot)
         return Found(length, common if partition.root.children else None, cache)
 
+    def filed(self, owner: str, tokens: Sequence[int]) -> int:
+        """Where the first run ends that `find` would read from disk for this prompt; 0 if it would read none."""
+        needed = self._needed(owner, tokens)
+        return needed[0].end if needed else 0
+
+    def fetch(self, owner: str, tokens: Sequence[int]) -> None:
+        """Read that run, if memory has room for it; to read a long prefix takes its time."""
+        if needed := self._needed(owner, tokens):
+            self._bring(needed[0], resume=needed[1])
+
     def covered(self, owner: str, tokens: Sequence[int]) -> int:
         """The length that `find` gives where memory has room for it; files are not looked into. This is not a use."""
         if (partition := self._partitions.get(self._key(owner))) is None:
@@ -163,6 +173,16 @@ class Prefixes:
 
     def _key(self, owner: str) -> str:
         return "shared" if self._shared else blake2b(owner.encode(), digest_size=16).hexdigest()
+
+    def _needed(self, owner: str, tokens: Sequence[int]) -> tuple[Node, bool] | None:
+        """The first node that a prompt needs and that is not in memory, and whether with its snapshot."""
+        partition = self._partitions.get(self._key(owner)) if self._filed.nodes else None
+        if partition is None:
+            return None
+        path, common = match(partition.root, tokens)
+        length = self._usable(path, min(common, len(tokens) - 1))
+        used = ((node, node.end == length) for node in path if node.start < length)
+        return next(((node, resume) for node, resume in used if not self._is_here(node, resume=resume)), None)
 
     def _usable(self, path: list[Node], limit: int) -> int:
         if not self._layout.whole:
@@ -279,13 +299,16 @@ class Prefixes:
             return False
         return node.snapshot is not None or not (resume and self._layout.whole)
 
+    def _is_here(self, node: Node, *, resume: bool) -> bool:
+        """Whether a node is in memory, and with `resume` its snapshot, if it has one."""
+        return node.slices is not None and not (resume and node.resumable and node.snapshot is None)
+
     def _load(self, node: Node, *, resume: bool) -> bool:
         """Have a node in memory, and with `resume` its snapshot; those above it are there.
 
         False if it cannot be read; then it is removed.
         """
-        missing = resume and node.resumable and node.snapshot is None
-        if node.slices is not None and not missing:
+        if self._is_here(node, resume=resume):
             return True
         try:
             slices, snapshot = self._filed.read(node)

@@ -33,8 +33,10 @@ class Reading:
     """Which choices of the job its rows are."""
     rows: list[Row] = field(default_factory=list)
     cache: Cache = field(default_factory=list)
-    """Of one row; holds the first `done` tokens."""
+    """Of one row; holds the first `done` tokens. Empty until what is kept of them is in memory."""
     done: int = 0
+    fetched: int = 0
+    """How many of the first tokens were brought from disk for that."""
     cached: int = 0
     """How many of the first tokens came from the prefix cache."""
     fork: int = 0
@@ -44,6 +46,16 @@ class Reading:
     announced: bool = False
     behind: Reading | None = None
     """Another one that is reading what this one begins with."""
+
+    @property
+    def entered(self) -> bool:
+        """Whether it can be read on."""
+        return bool(self.cache)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing of its request has begun before."""
+        return self.choices.start == 0 and not self.rows
 
     @property
     def left(self) -> int:
@@ -76,6 +88,10 @@ class Reading:
     def snapshots_nbytes(self) -> int:
         """Bytes that its snapshots take."""
         return sum(snapshot.nbytes for snapshot in self.snapshots.values())
+
+    def leave(self) -> None:
+        """Forget all that is read; it is entered anew."""
+        self.cache, self.done, self.fetched, self.fork, self.snapshots = [], 0, 0, 0, {}
 
     def thin(self, most: int) -> None:
         """Drop snapshots until they take no more than `most` bytes, but never the newest one.

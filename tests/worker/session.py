@@ -24,6 +24,7 @@ from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.speculation import Drafter
+from openai_gateway.worker.spill import Spill
 from tests.worker import tiny
 
 SHAPES = {
@@ -84,6 +85,7 @@ class Session:
         max_silence: float = math.inf,
         prefix_bytes: int = 0,
         shared: bool = False,
+        spill: Spill | None = None,
         batched: bool | None = None,
         room: int = 1 << 62,
         reserve: int = 1 << 62,
@@ -104,7 +106,7 @@ class Session:
             self._table,
             loaded.prompts.tokenizer.eos_token_ids,
             self._open_text,
-            prefixes=Prefixes(loaded.make_cache, capacity=prefix_bytes, shared=shared),
+            prefixes=Prefixes(loaded.make_cache, capacity=prefix_bytes, shared=shared, spill=spill),
             limits=Limits(
                 max_batch,
                 prefill_step,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from openai_gateway.types import Started
+from openai_gateway.worker.engine import FETCHING
 from openai_gateway.worker.load import Loaded
-from tests.worker.session import MEGABYTES, SHAPES, Session, greedy, prompt
+from openai_gateway.worker.prefixes import RUN
+from openai_gateway.worker.spill import Spill
+from tests.worker.session import MEGABYTES, SHAPES, Session, alone, greedy, prompt
 
 RESUMABLE = {"gpt_oss": 1, "demo": 1, "recurrent": 0}
 """Models that can only go on from a snapshot, and how far before the end of a prompt its last one is.
@@ -294,6 +300,66 @@ def test_without_bytes_nothing_is_kept_and_nobody_waits_behind_anybody(llama: Lo
     assert session.engine.stats.read_tokens == 900
     assert session.engine.stats.prefix_bytes == 0
     assert all(started == Started(300) for id in range(3) for started in session.started(id))
+
+
+class SlowDisk(Spill):
+    """One that reads a run in the time that a step has for reading, and counts the runs."""
+
+    runs = 0
+
+    def read(self, name: str) -> dict[str, mx.array]:
+        time.sleep(FETCHING)
+        self.runs += 1
+        return super().read(name)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SlowDisk]:
+    disk = SlowDisk(tmp_path / "prefixes", 1 << 30, "a model")
+    yield disk
+    disk.close()
+
+
+def on_disk(loaded: Loaded, disk: Spill, tokens: list[int], *, nbytes: int = MEGABYTES) -> Session:
+    """An engine that has read these tokens, and has them on disk only."""
+    session = Session(loaded, prefill_step=512, prefix_bytes=nbytes, spill=disk)
+    session.ask(tokens, 1)
+    session.engine._prefixes.shrink(0)
+    disk.wait()
+    return session
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_oss", "recurrent"])
+def test_a_long_prefix_comes_from_disk_while_others_are_answered(
+    shapes: dict[str, Loaded], shape: str, disk: SlowDisk
+) -> None:
+    session = on_disk(shapes[shape], disk, prompt(4 * RUN) + prompt(8, 1))
+    text = prompt(4 * RUN) + prompt(8, 2)
+    session.submit(1, prompt(20), 30)
+    session.until(lambda: session.deltas(1))
+    session.submit(2, text, 4)
+    session.step()
+    session.submit(3, prompt(30), 1)
+    while not session.started(2):
+        runs, tokens = disk.runs, len(session.generated(1))
+        session.step()
+        assert disk.runs <= runs + 1
+        assert len(session.generated(1)) == tokens + 1
+    assert session.finish(3) == "length"  # it has not waited for the disk
+    assert disk.runs >= 4
+    session.run()
+    assert session.started(2)[-1].cached_tokens >= 4 * RUN
+    assert session.generated(2) == alone(shapes[shape], text, 4)
+
+
+def test_a_prefix_that_memory_has_no_room_for_is_used_as_far_as_it_has(llama: Loaded, disk: SlowDisk) -> None:
+    text = prompt(4 * RUN) + prompt(8, 1)
+    session = on_disk(llama, disk, text, nbytes=600_000)  # two of its runs, and not a third
+    session.submit(1, text, 4)
+    session.run()
+    assert session.started(1)[-1].cached_tokens == 2 * RUN
+    assert disk.runs == 5  # the third was tried before, while and after the prompt was read, and not for ever
+    assert session.generated(1) == greedy(llama, text, 4)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "demo"])
