@@ -16,6 +16,8 @@ EFFORTS: tuple[Effort, ...] = ("none", "minimal", "low", "medium", "high", "xhig
 FinishReason = Literal["stop", "length", "tool_calls"]
 Quantization = Literal["auto", "none", "q8", "q4"]
 """What may be done to weights at load; see `worker.quantize.choose`."""
+AT_ONCE = 128
+"""Tokens whose log-probabilities are rendered before others have their turn again; each may have 20 alternatives."""
 
 
 class Grammar(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -181,7 +183,7 @@ class Progress(Struct, frozen=True, array_like=True, tag="progress"):
 
 class Echo(Struct, frozen=True, array_like=True, tag="echo"):
     """The prompt as the model read it, for a completion with `echo`: all of its text, and then, as they are found,
-    the log-probabilities of its tokens, in each of these events no more than can be rendered at once.
+    the log-probabilities of its tokens, of `AT_ONCE` in each of these events at the most.
 
     Those stay packed until they are: as objects a long prompt's take ten times as much memory.
     """

@@ -14,13 +14,10 @@ from msgspec import Struct
 from msgspec.structs import astuple, fields, replace
 
 from openai_gateway.api.stencil import HOLE, Stencil, encode
-from openai_gateway.types import Delta, TokenLogprob
+from openai_gateway.types import AT_ONCE, Delta, TokenLogprob
 
 FLOOR = -9999.0
 """Stands for the log of zero: minus infinity is no JSON."""
-
-AT_ONCE = 128
-"""Tokens that are rendered before other requests have their turn again; each may have 20 alternatives."""
 
 
 class Alternative(Struct, gc=False):

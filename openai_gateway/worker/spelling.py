@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from openai_gateway.types import Echo, TokenLogprob
+from openai_gateway.types import AT_ONCE, Echo, TokenLogprob
 from openai_gateway.worker.batch import Scored
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.prompt import Job
-
-AT_ONCE = 128
-"""Tokens of a prompt whose log-probabilities go to the gateway in one piece."""
 
 
 def answer_entry(table: TokenTable, token: int, scored: Scored, top: int) -> TokenLogprob:

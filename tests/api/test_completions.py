@@ -15,9 +15,8 @@ import pytest
 from openai import OpenAI
 
 from openai_gateway.api.completions import MOST_SCORES, CompletionBody, Reply, firsts_of, merged
-from openai_gateway.api.logprobs import AT_ONCE
 from openai_gateway.errors import InvalidRequest, ModelFailed
-from openai_gateway.types import Delta, Echo, Event, Started, TokenLogprob
+from openai_gateway.types import AT_ONCE, Delta, Echo, Event, Started, TokenLogprob
 from tests.support import CONFIG, MODEL
 
 

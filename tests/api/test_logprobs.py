@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from openai_gateway.api.logprobs import AT_ONCE, FLOOR, Layout, all_entries, entries, in_pieces, sliced
+from openai_gateway.api.logprobs import FLOOR, Layout, all_entries, entries, in_pieces, sliced
 from openai_gateway.api.stencil import encode
-from openai_gateway.types import Delta, TokenLogprob
+from openai_gateway.types import AT_ONCE, Delta, TokenLogprob
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 NUMBERS = st.floats(-20_000, 0) | st.just(float("-inf"))

@@ -12,12 +12,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from openai_gateway.types import Delta, Echo, Failed, ModelSpec, Progress, Started
+from openai_gateway.types import AT_ONCE, Delta, Echo, Failed, ModelSpec, Progress, Started
 from openai_gateway.worker.admission import LEAST, Limits
 from openai_gateway.worker.load import Loaded, load
 from openai_gateway.worker.prefixes import Found
 from openai_gateway.worker.sampling import Penalties
-from openai_gateway.worker.spelling import AT_ONCE
 from tests.worker import tiny
 from tests.worker.session import MEGABYTES, SHAPES, Recorded, Session, alone, greedy, log_softmax, prompt
 
