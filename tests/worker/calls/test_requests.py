@@ -124,6 +124,14 @@ def test_an_answer_with_a_complete_call_ends_with_tool_calls(plain: Prompts) -> 
     assert {call.name for call in calls} == {"get_weather"}
 
 
+def test_json_that_goes_on_with_a_given_text_is_no_call_without_its_mark(plain: Prompts) -> None:
+    bare = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+    prompts = templated(plain, HERMES)
+    assert said(answered(prompts, bare, chat())) == ("", "", ['{"city": "Paris"}'], "tool_calls")
+    continued = chat(Message("user", "hi"), Message("assistant", "You would write "), continue_final=True)
+    assert said(answered(prompts, bare, continued)) == (bare, "", [], "stop")
+
+
 def test_an_answer_that_is_cut_ends_with_length_and_keeps_what_there_is_of_its_call(plain: Prompts) -> None:
     prompts = templated(plain, HERMES)
     part, _, _ = CALL.partition("ris")
