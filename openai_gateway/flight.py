@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from openai_gateway.cache import Kept
 from openai_gateway.errors import GatewayError, SlowClient
 from openai_gateway.providers.unread import PIECES, Unread, joined, size
-from openai_gateway.types import Delta, Echo, Event, Failed, Started
+from openai_gateway.types import Delta, Echo, Event, Failed, Started, Untaken
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Flight:
     """Takes an answer from its source once, for any number of readers, and goes on for as long as there is one.
 
     Whoever leaves takes nothing from the others. The first reader is the one whom the answer is counted for: it is
-    told of a miss, others of a hit, until one of them takes its place.
+    told of a miss, others of a hit, until one of them takes its place because it leaves before the end.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Flight:
         self._limit = limit
         self._landed = landed
         self._readers: dict[Unread, None] = {}
+        self._counted: Unread | None = None
+        """The reader whom the answer is counted for."""
         self._error: BaseException = GatewayError("The answer broke off.")
         self._over = False
         self._task = asyncio.create_task(self._take(source))
@@ -89,12 +91,16 @@ class Flight:
         """Whether who comes now gets all of it."""
         return self.record.whole and not self._task.done() and not self._task.cancelling()
 
-    async def read(self) -> AsyncGenerator[Event]:
-        """The events, from the first on. Raises what the source raises, and `SlowClient`."""
+    async def read(self, untaken: Untaken) -> AsyncGenerator[Event]:
+        """The events, from the first on. Raises what the source raises, and `SlowClient`.
+
+        `untaken` is told of those that a reader left behind whom the answer is counted for.
+        """
         unread = Unread(self._limit + self.record.size)  # what was there before it came is not its fault
         for past in self.record.events:
             unread.put(past)
         self._readers[unread] = None
+        self._counted = self._counted or unread
         unfinished = self._n
         try:
             while unfinished:
@@ -108,6 +114,8 @@ class Flight:
                 yield self._seen(unread, event)
         finally:
             self._leave(unread)
+            if self._counted is unread:
+                unread.empty(untaken)
 
     async def _take(self, source: AsyncGenerator[Event]) -> None:
         unfinished = self._n
@@ -123,9 +131,9 @@ class Flight:
                         self._cut_off(unread)
 
     def _seen(self, unread: Unread, event: Event) -> Event:
-        """What a reader is told: all but the first that it is a hit."""
-        first = next(iter(self._readers), unread) is unread  # also when it was cut off, and there is nobody else
-        return event if first or not isinstance(event, Started) else replace(event, answer="hit")
+        """What a reader is told: all but one that it is a hit."""
+        counted = self._counted is unread
+        return event if counted or not isinstance(event, Started) else replace(event, answer="hit")
 
     def _cut_off(self, unread: Unread) -> None:
         logger.warning("an answer was left unread beyond %d characters", self._limit)
@@ -136,12 +144,13 @@ class Flight:
     def _leave(self, unread: Unread) -> None:
         if unread not in self._readers or self._over:
             return
-        first = next(iter(self._readers)) is unread
         del self._readers[unread]
         if not self._readers:
             self._task.cancel()
-        elif first and self.record.started is not None:
-            next(iter(self._readers)).put(self.record.started)
+        elif self._counted is unread:
+            self._counted = next(iter(self._readers))
+            if self.record.started is not None:
+                self._counted.put(self.record.started)
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._error = (None if task.cancelled() else task.exception()) or self._error

@@ -26,6 +26,7 @@ from openai_gateway.types import (
     Request,
     Started,
     TokenLogprob,
+    Untaken,
     Usage,
 )
 
@@ -121,15 +122,27 @@ class Gateway:
                     seen.add(told)
                     yield told
                 return
-            source = self._generated(request) if self._recall is None else self._recall.events(request, reuse)
-            async with tab.bill() as bill, aclosing(source) as events:
-                async for event in events:
+            async with tab.bill() as bill:
+
+                def count(event: Event) -> None:
                     seen.add(event)
                     bill.add(event)
-                    yield event
 
-    async def _generated(self, request: Request) -> AsyncGenerator[Event]:
-        async with self.registry.lease(request.model) as provider, aclosing(provider.generate(request)) as events:
+                async with aclosing(self._events(request, reuse, count)) as events:
+                    async for event in events:
+                        count(event)
+                        yield event
+
+    def _events(self, request: Request, reuse: Reuse, untaken: Untaken) -> AsyncGenerator[Event]:
+        if self._recall is None:
+            return self._generated(request, untaken)
+        return self._recall.events(request, reuse, untaken)
+
+    async def _generated(self, request: Request, untaken: Untaken) -> AsyncGenerator[Event]:
+        async with (
+            self.registry.lease(request.model) as provider,
+            aclosing(provider.generate(request, untaken)) as events,
+        ):
             async for event in events:
                 yield event
 

@@ -13,14 +13,14 @@ from openai_gateway.cache import Answers, Kept, Reuse, deterministic
 from openai_gateway.errors import ModelNotFound
 from openai_gateway.flight import Flight, Record
 from openai_gateway.registry import Registry
-from openai_gateway.types import Event, ModelSpec, Request, Started
+from openai_gateway.types import Event, ModelSpec, Request, Started, Untaken
 
 
 class Recall:
     """Answers of the models of a registry, which `generate` generates, found in or added to `answers`."""
 
     def __init__(
-        self, registry: Registry, answers: Answers, generate: Callable[[Request], AsyncGenerator[Event]]
+        self, registry: Registry, answers: Answers, generate: Callable[[Request, Untaken], AsyncGenerator[Event]]
     ) -> None:
         self._registry = registry
         self._answers = answers
@@ -34,16 +34,18 @@ class Recall:
         key = self._key(request, self._registry.resolve(request.model), self._answers.today())
         return self._answers.get(request.owner, key) if key else None
 
-    def events(self, request: Request, reuse: Reuse) -> AsyncGenerator[Event]:
+    def events(self, request: Request, reuse: Reuse, untaken: Untaken) -> AsyncGenerator[Event]:
         """The events of a request whose answer was not, when somebody looked."""
-        return self._shared(request, reuse) if reuse.store and deterministic(request) else self._generate(request)
+        if reuse.store and deterministic(request):
+            return self._shared(request, reuse, untaken)
+        return self._generate(request, untaken)
 
-    async def _shared(self, request: Request, reuse: Reuse) -> AsyncGenerator[Event]:
+    async def _shared(self, request: Request, reuse: Reuse, untaken: Untaken) -> AsyncGenerator[Event]:
         if (kept := self.kept(request, reuse)) is not None:  # by now it is
             for told in kept:
                 yield told
             return
-        async with aclosing(self._flight(request, reuse).read()) as events:
+        async with aclosing(self._flight(request, reuse).read(untaken)) as events:
             async for event in events:
                 yield event
 
@@ -87,7 +89,7 @@ class Recall:
             for kept in found:
                 yield kept
             return
-        async with aclosing(self._generate(request)) as events:
+        async with aclosing(self._generate(request, lambda _: None)) as events:  # the flight takes all at once
             async for event in events:
                 if isinstance(event, Started):
                     key = keyed()  # of the very files that answer

@@ -376,6 +376,10 @@ class Usage(Struct, frozen=True):
     reasoning_tokens: int = 0
 
 
+Untaken = Callable[[Event], None]
+"""Is told of events that were there already when their reader left: they cost as much as those that were taken."""
+
+
 class Provider(Protocol):
     """Where tokens come from. A provider serves one model, and outlives the process that runs it."""
 
@@ -387,7 +391,7 @@ class Provider(Protocol):
         """
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[Event]:
+    def generate(self, request: Request, untaken: Untaken) -> AsyncGenerator[Event]:
         """Answer one request: `Started`, then the rest, until every choice has finished.
 
         Raises an `errors.GatewayError`; closing the iterator cancels the request.

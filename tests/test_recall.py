@@ -66,7 +66,7 @@ class Scripted:
     async def close(self) -> None:
         self.info = None
 
-    async def generate(self, _: Request) -> AsyncGenerator[Event]:
+    async def generate(self, _: Request, __: object) -> AsyncGenerator[Event]:
         self.begun += 1
         try:
             for item in self.script:
@@ -446,6 +446,23 @@ async def test_tokens_are_counted_once_for_whoever_they_were_made_for(
     await asyncio.gather(scene.ask(), scene.ask())
     await scene.ask()
     assert sorted(counted) == [("hit", 0, 0), ("hit", 0, 0), ("miss", 7, 4)]
+
+
+async def test_whom_an_answer_is_counted_for_is_charged_for_what_it_leaves_unread_and_nobody_else(
+    scene: Scene, counted: list[tuple[str, int, int]]
+) -> None:
+    """Else it would have left the others an answer that nobody paid for."""
+    scene.provider.pause(1)
+    stalls, leaves = scene.gateway.generate(ASKED), scene.gateway.generate(ASKED)
+    await anext(stalls)
+    await anext(leaves)
+    reads = asyncio.create_task(scene.ask())
+    await settled()
+    scene.provider.go()
+    await reads
+    await leaves.aclose()
+    await stalls.aclose()
+    assert counted == [("hit", 0, 0), ("hit", 0, 0), ("miss", 7, 4)]
 
 
 async def test_whoever_is_left_with_an_answer_is_charged_for_the_rest_of_it(

@@ -63,7 +63,7 @@ class Counting:
         type(self).alive -= 1
         type(self).promised -= self.limit
 
-    async def generate(self, _: Request) -> AsyncGenerator[Event]:
+    async def generate(self, _: Request, __: object) -> AsyncGenerator[Event]:
         raise NotImplementedError
         yield
 

@@ -18,7 +18,7 @@ from openai_gateway.providers.process import explain, kill, order, receive, star
 from openai_gateway.providers.suspects import Suspects
 from openai_gateway.providers.unread import Unread
 from openai_gateway.settings import Settings
-from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Share, Stats
+from openai_gateway.types import Delta, Event, Failed, ModelInfo, ModelSpec, Request, Share, Stats, Untaken
 from openai_gateway.worker import wire
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,13 @@ class MLXProvider:
         self._supervisor = asyncio.create_task(self._supervise(worker))
         return worker.info
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+    async def generate(self, request: Request, untaken: Untaken) -> AsyncGenerator[Event]:
         """See `types.Provider`."""
         accepted = False
         for last in (False, True):
             worker = await self._alive()
             try:
-                async with contextlib.aclosing(worker.generate(request)) as events:
+                async with contextlib.aclosing(worker.generate(request, untaken)) as events:
                     async for event in events:
                         accepted = True
                         yield event
@@ -211,7 +211,7 @@ class Worker:
         """What it is answering, or will be."""
         return [pending.request for pending in self._pending.values()]
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+    async def generate(self, request: Request, untaken: Untaken) -> AsyncGenerator[Event]:
         """Send one request and yield its events. Closing the iterator early takes its rows out of the batch."""
         if self._ended:  # `end` is done with telling those in `_pending`
             raise WorkerDied(ENDED)
@@ -237,6 +237,7 @@ class Worker:
             self._pending.pop(id, None)
             if unfinished:
                 self._send(wire.Cancel(id))
+            events.empty(untaken)
 
     async def gone(self) -> None:
         """Returns when the process has hung up, or is not heard of any more; the log says why."""

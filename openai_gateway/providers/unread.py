@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from openai_gateway.types import CallDelta, Delta, Echo, Event, Failed
+from openai_gateway.types import CallDelta, Delta, Echo, Event, Failed, Untaken
 
 PIECES = 64
 """Deltas of one choice that wait side by side; so many are made into one, which is what bounds their memory."""
@@ -64,6 +64,11 @@ class Unread:
             finally:
                 self._reader = None
         return event
+
+    def empty(self, untaken: Untaken) -> None:
+        """Nobody is going to read what waits: `untaken` is told of it, but not of a failure."""
+        while (event := self._next()) is not None and event is not self._failure:
+            untaken(event)
 
     def _next(self) -> Event | None:
         if self._prompt:

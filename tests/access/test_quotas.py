@@ -67,7 +67,7 @@ class Scripted:
         )  # fmt: skip
         return self.info
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+    async def generate(self, request: Request, _: object) -> AsyncGenerator[Event]:
         assert isinstance(request, CompletionRequest)
         tokens, _, fate = str(request.prompt).partition(" ")
         if fate == "refused":

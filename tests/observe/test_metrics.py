@@ -36,7 +36,7 @@ class Scripted:
         )  # fmt: skip
         return self.info
 
-    async def generate(self, request: Request) -> AsyncGenerator[Event]:
+    async def generate(self, request: Request, _: object) -> AsyncGenerator[Event]:
         yield Started(20)
         yield Started(20, 8)
         if isinstance(request, CompletionRequest) and request.prompt == "one too many":

@@ -24,7 +24,7 @@ from openai_gateway.errors import Crowded, ModelFailed, Unavailable, WorkerDied
 from openai_gateway.providers import process
 from openai_gateway.providers.mlx import MLXProvider, Worker
 from openai_gateway.settings import Settings
-from openai_gateway.types import CompletionRequest, ModelInfo, ModelSpec, Share
+from openai_gateway.types import CompletionRequest, Delta, Event, ModelInfo, ModelSpec, Sampling, Share, Started
 from tests.support import MODEL, ROOT, Server, running
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "x", "max_tokens": 30_000, "ignore_eos": True}
@@ -309,10 +309,10 @@ async def test_a_request_that_hears_nothing_ends_with_the_model_that_is_unloaded
         provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
         provider._worker.set_result(worker)
         provider._supervisor = asyncio.create_task(provider._supervise(worker))
-        asking = asyncio.ensure_future(anext(provider.generate(REQUEST)))
+        asking = asyncio.ensure_future(anext(provider.generate(REQUEST, print)))
         await sent.readexactly(1)
         await provider.close()
-        for request in (asking, anext(provider.generate(REQUEST))):
+        for request in (asking, anext(provider.generate(REQUEST, print))):
             with pytest.raises(Unavailable, match="was unloaded"):
                 await request
         assert provider.info is None
@@ -321,7 +321,7 @@ async def test_a_request_that_hears_nothing_ends_with_the_model_that_is_unloaded
 @pytest.mark.anyio
 async def test_a_request_that_waits_for_a_worker_ends_with_the_model_that_is_unloaded() -> None:
     provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
-    asking = asyncio.ensure_future(anext(provider.generate(REQUEST)))
+    asking = asyncio.ensure_future(anext(provider.generate(REQUEST, print)))
     await asyncio.sleep(0)
     await provider.close()
     async with asyncio.timeout(30):
@@ -334,7 +334,7 @@ async def test_a_request_that_reaches_a_worker_after_its_end_is_told_so() -> Non
     async with hanging() as (worker, _), asyncio.timeout(30):
         await worker.end()
         with pytest.raises(WorkerDied):
-            await anext(worker.generate(REQUEST))
+            await anext(worker.generate(REQUEST, print))
 
 
 @pytest.mark.anyio
@@ -343,7 +343,7 @@ async def test_a_worker_that_cannot_be_ended_keeps_neither_its_requests_nor_thos
 ) -> None:
     monkeypatch.setattr(process, "PATIENCE", 0.2)
     async with asyncio.timeout(30), hanging(Stuck) as (worker, sent):
-        asking = asyncio.ensure_future(anext(worker.generate(REQUEST)))
+        asking = asyncio.ensure_future(anext(worker.generate(REQUEST, print)))
         await sent.readexactly(1)
         ending = asyncio.create_task(worker.end())
         with pytest.raises(WorkerDied):
@@ -351,6 +351,28 @@ async def test_a_worker_that_cannot_be_ended_keeps_neither_its_requests_nor_thos
         assert not ending.done()
         await ending
         assert "cannot be ended: the system holds it" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_what_waited_for_a_reader_who_leaves_is_told() -> None:
+    provider = MLXProvider(ModelSpec(id="m", path=str(ROOT / "openai_gateway" / "demo")), Settings())
+    untaken: list[Event] = []
+
+    async def share() -> Share:
+        return Share()
+
+    async with asyncio.timeout(120):
+        await provider.start(share)
+        try:
+            sampling = Sampling(max_tokens=50, ignore_eos=True)
+            answer = provider.generate(CompletionRequest(model="m", prompt="x", sampling=sampling), untaken.append)
+            assert isinstance(await anext(answer), Started)
+            while not (stats := provider.stats) or stats.rows or stats.generated_tokens < 50:
+                await asyncio.sleep(0.05)
+            await answer.aclose()
+        finally:
+            await provider.close()
+    assert sum(event.tokens for event in untaken if isinstance(event, Delta)) == 50
 
 
 def test_a_worker_that_cannot_be_ended_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
@@ -381,7 +403,7 @@ async def test_requests_wait_for_the_next_worker_though_the_last_one_is_not_gone
         provider = MLXProvider(ModelSpec(id="m", path="."), Settings())
         provider._worker.set_result(worker)
         provider._supervisor = asyncio.create_task(provider._supervise(worker))
-        asking = asyncio.ensure_future(anext(provider.generate(REQUEST)))
+        asking = asyncio.ensure_future(anext(provider.generate(REQUEST, print)))
         await sent.readexactly(1)
         worker._tasks[0].cancel()  # as if it had hung up
         assert not (await asyncio.wait({asking}, timeout=0.5))[0]
