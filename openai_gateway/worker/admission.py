@@ -23,6 +23,8 @@ FEW = 32
 """Snapshots of a prompt that is being read may always take this part of the memory."""
 LEAST = 32
 """Tokens of a long prompt that are read at each step, however many short ones there are, and however long it is."""
+FEW_LOGITS, MANY_LOGITS = 2**18, 2**24
+"""So many are always computed, and no more (64 MB) ever, where most are not wanted."""
 WASTE = 8
 """A batch of its own pays once the padding in a shared one would take more than this part of the memory …"""
 LITTLE = 64 * 2**20
@@ -48,6 +50,12 @@ class Limits:
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
     drafting: Footprint = Footprint(per_token=0)  # noqa: RUF009
     """Of the caches of a draft model."""
+
+    @property
+    def logits(self) -> int:
+        """Most logits to compute for the sake of the last one of a prompt. So many take about as long as what they
+        spare: a pass of its own for the last token, which reads all weights."""
+        return max(FEW_LOGITS, min(MANY_LOGITS, self.weights // 256))
 
     def refuses(self, rows: int, length: int) -> bool:
         """Whether so many rows can never run, also with nothing beside them."""

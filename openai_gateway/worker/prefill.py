@@ -24,7 +24,7 @@ class Prefill:
         self._model = model
         self._limits = limits
         self._keeping = keeping
-        self._vocabulary = vocabulary
+        self._one_pass = limits.logits // vocabulary
         self._totals = totals
         self._pace = 0.0
         """Tokens read in a second, when many were read last."""
@@ -66,7 +66,7 @@ class Prefill:
         ending, long = prompts.next_to_read(entered, room, self._limits.fitting, oldest=self._oldest)
         self._oldest ^= long is not None
         # A prompt with several choices becomes several rows, and so is alone.
-        together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._vocabulary)
+        together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._one_pass)
         groups = [[reading] for reading in ending if len(reading.rows) > 1] + together
         if long is None:
             return [] if len(ending) < rows and self._rests() else groups, None, 0
@@ -115,14 +115,14 @@ class Prefill:
         if len(group) > 1:
             return self._together(group)
         (reading,) = group
-        logits = prompts.read_rest(self._model, reading, self._vocabulary)
+        logits = prompts.read_rest(self._model, reading, self._one_pass)
         self._keeping.part(reading)
         self.readings.remove(reading)
         cache, reading.cache = reading.cache, []
         return prompts.begin(self._model, group, cache, logits)
 
     def _together(self, group: list[Reading]) -> Decoding:
-        cache, logits = prompts.read_together(self._model, group, self._vocabulary)
+        cache, logits = prompts.read_together(self._model, group, self._one_pass)
         self.readings[:] = [reading for reading in self.readings if reading not in group]
         newcomers = prompts.begin(self._model, group, cache, logits)
         for reading in group:
