@@ -88,7 +88,8 @@ def _load(spec: ModelSpec, orders: queue.SimpleQueue[wire.Engine], sock: socket.
         _tell(sock, wire.Broken(error.message, crowded=True))
         raise SystemExit(1) from None
     except Exception as error:
-        logger.exception("cannot load %s", spec.id)
+        # Where a file is missing, which one says it all.
+        logger.error("cannot load %s: %s", spec.id, error, exc_info=not isinstance(error, FileNotFoundError))
         _tell(sock, wire.Broken(f"{type(error).__name__}: {advised(error)}"))
         raise SystemExit(1) from None
     return loaded, engine, order.heartbeat

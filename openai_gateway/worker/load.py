@@ -59,9 +59,17 @@ class Loaded:
 
 def fetched(spec: ModelSpec) -> ModelSpec:
     """The entry with folders for hub ids, which are downloaded first, with a progress bar on stderr, unless they are
-    here already."""
-    draft = None if spec.draft_model is None else str(_download(spec.draft_model))
-    return replace(spec, path=str(_download(spec.path, revision=spec.revision)), draft_model=draft)
+    here already. Raises FileNotFoundError where one is neither a folder nor to be had."""
+    draft = None if spec.draft_model is None else _folder(spec.draft_model)
+    return replace(spec, path=_folder(spec.path, spec.revision), draft_model=draft)
+
+
+def _folder(path: str, version: str | None = None) -> str:
+    try:
+        return str(_download(path, revision=version))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"there is no folder {path}, and it cannot be had from the hub: {reason}") from error
 
 
 def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noqa: B008, a frozen value

@@ -375,6 +375,20 @@ async def test_what_waited_for_a_reader_who_leaves_is_told() -> None:
     assert sum(event.tokens for event in untaken if isinstance(event, Delta)) == 50
 
 
+@pytest.mark.anyio
+async def test_a_model_that_is_not_there_is_one_line_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    provider = MLXProvider(ModelSpec(id="m", path="models/of/nobody"), Settings())
+
+    async def share() -> Share:
+        return Share()
+
+    with pytest.raises(ModelFailed):
+        await provider.start(share)
+    log = capfd.readouterr().err
+    assert "cannot load m: there is no folder models/of/nobody, and it cannot be had from the hub: " in log
+    assert "Traceback" not in log
+
+
 def test_a_worker_that_cannot_be_ended_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
     program = (
         "import asyncio, subprocess\n"
