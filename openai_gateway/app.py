@@ -14,7 +14,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -54,6 +54,7 @@ from openai_gateway.observe.requests import RequestLog
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings, SettingsError
 from openai_gateway.sse import ClientGone
+from openai_gateway.types import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +66,26 @@ EXPOSED = (
 """Headers that pages of other origins may read."""
 
 
-def create_app(settings: Settings, session_key: str | None = None) -> Starlette:
+class Found(NamedTuple):
+    """What is read once, when the gateway starts: a process that replaces another is to be like those it joins."""
+
+    anyone: bool
+    """Whether requests need no key."""
+    models: list[ModelSpec]
+
+
+def create_app(settings: Settings, session_key: str | None = None, found: Found | None = None) -> Starlette:
     """The ASGI application; `app.state.health` is to be told when it drains. Raises `SettingsError`.
 
-    `session_key` is the master key where the settings have none.
+    `session_key` is the master key where the settings have none. `found` is read where it is not passed, and is
+    `app.state.found`.
     """
     file = key_file(settings)
     store = Store(file)
     keys = KeyStore(store)
     usage = UsageCounts(keys)
-    anyone = open_to_anyone(settings, has_keys(keys))
-    registry = Registry(read_models(settings), settings)
+    found = found or Found(open_to_anyone(settings, has_keys(keys)), read_models(settings))
+    registry = Registry(found.models, settings)
     performance = Performance()
     performance.subscribe(usage.measured)
     metrics = Metrics(registry, performance)
@@ -132,7 +142,7 @@ def create_app(settings: Settings, session_key: str | None = None) -> Starlette:
                 Auth,
                 keys=keys,
                 masters=masters(settings, session_key),
-                anyone=anyone,
+                anyone=found.anyone,
                 in_query=settings.api_key_in_query,
                 model_names=registry.names,
                 used=usage.request,
@@ -143,6 +153,7 @@ def create_app(settings: Settings, session_key: str | None = None) -> Starlette:
         lifespan=lifespan,
     )
     app.state.health = health
+    app.state.found = found
     app.router.redirect_slashes = False  # it would send clients wherever their Host header says
     return app
 
@@ -210,37 +221,43 @@ def serve(settings: Settings, session_key: str | None = None) -> None:
 
     Raises `SettingsError`, and OSError when the port is taken.
     """
+    settings = settings.model_copy(update={"key_store": key_file(settings)})  # one for all processes
+    app = create_app(settings, session_key)  # what is wrong with the settings is said once, and here
+    tls = certificate(settings)
+    _configure_logs(settings, session_key)
     if settings.workers == 1:
-        _serve_one(settings, session_key)
+        _run(settings, app, tls)
         return
-    common = settings.model_copy(update={"key_store": key_file(settings)})
-    create_app(common, session_key)  # what is wrong with the settings is said once, and here
-    certificate(common)
-    _configure_logs(common, session_key)
     with server.listening(settings.host, settings.port) as listeners:
-        status = processes.Processes(partial(_serve_share, common, session_key), settings.workers, listeners).run()
+        work = partial(_serve_share, settings, session_key, app.state.found)
+        status = processes.Processes(work, settings.workers, listeners).run()
     if status:
         raise SystemExit(status)
 
 
-def _serve_share(settings: Settings, session_key: str | None, number: int, listeners: list[socket.socket]) -> None:
+def _serve_share(
+    settings: Settings, session_key: str | None, found: Found, number: int, listeners: list[socket.socket]
+) -> None:
     """One of several processes; what they cannot share is divided among them."""
     own = {
         "log_dir": settings.log_dir and settings.log_dir / str(number),
         "prefix_folder": settings.prefix_folder / str(number),
         "prefix_disk": settings.prefix_disk // settings.workers,
     }
+    settings = settings.model_copy(update=own)
     try:
-        _serve_one(settings.model_copy(update=own), session_key, listeners)
+        _configure_logs(settings, session_key)
+        app = create_app(settings, session_key, found)
+        tls = certificate(settings)
     except (SettingsError, OSError) as error:
         logger.error("gateway process %d cannot serve: %s", number, error)
         raise SystemExit(processes.FAILED_START) from None
+    _run(settings, app, tls, listeners)
 
 
-def _serve_one(settings: Settings, session_key: str | None, listeners: list[socket.socket] | None = None) -> None:
-    app = create_app(settings, session_key)
-    tls = certificate(settings)
-    _configure_logs(settings, session_key)
+def _run(
+    settings: Settings, app: Starlette, tls: server.Tls | None, listeners: list[socket.socket] | None = None
+) -> None:
     server.run(
         app,
         host=settings.host,

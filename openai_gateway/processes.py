@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a process that died is replaced; twice as many each time, until one has lived for the longest."""
 FAILED_START = 3
-"""The exit status of what would fail again."""
+"""The exit status of a process that could not serve. The first of a place ends them all with it, as the next would fail
+as well. One that replaces another does not: something has changed since they started, and the others serve."""
 
 Work = Callable[[int, list[socket.socket]], None]
 """Serves on sockets, as number 0, 1, 2 …, until a signal ends it. It is pickled: a function of a module, or a
@@ -40,9 +41,18 @@ class Place:
 
     number: int
     process: SpawnProcess | None = None
+    first: bool = True
+    """None of its processes has ended yet."""
     started: float = 0.0
     due: float = 0.0
     pause: float = FIRST_PAUSE
+
+    def rest(self) -> None:
+        """Nothing is started here for a while."""
+        now = time.monotonic()
+        self.pause = FIRST_PAUSE if now - self.started > LONGEST_PAUSE else self.pause
+        self.due = now + self.pause
+        self.pause = min(2 * self.pause, LONGEST_PAUSE)
 
 
 class Processes:
@@ -55,7 +65,7 @@ class Processes:
         self._stopping = False
 
     def run(self) -> int:
-        """Returns when a signal has ended all of them, or when one cannot start; what it returns is an exit status."""
+        """Returns when a signal has ended all of them, or when one cannot serve; what it returns is an exit status."""
         for number in ending_signals():
             signal.signal(number, self._stop)
         status = 0
@@ -85,23 +95,31 @@ class Processes:
     def _start_due(self) -> None:
         for place in self._places:
             if place.process is None and time.monotonic() >= place.due:
-                arguments = (self._work, place.number, self._listeners)
-                process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
-                process.start()
-                place.process, place.started = process, time.monotonic()
-                if self._stopping:  # a signal came in between
-                    process.terminate()
+                self._start(place)
+
+    def _start(self, place: Place) -> None:
+        arguments = (self._work, place.number, self._listeners)
+        process = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
+        place.started = time.monotonic()
+        try:
+            process.start()
+        except OSError as error:  # the machine has no process, memory or descriptor left to give
+            logger.error("gateway process %d cannot be started, and is tried again: %s", place.number, error)
+            place.rest()
+            return
+        place.process = process
+        if self._stopping:  # a signal came in between
+            process.terminate()
 
     def _bury(self, place: Place) -> bool:
-        """Whether the process of this place has ended with the status of what would fail again."""
+        """Whether the process of this place has ended, and another would as well."""
         if place.process is None or place.process.exitcode is None:
             return False
         status, place.process = place.process.exitcode, None
-        if self._stopping or status == FAILED_START:
+        if self._stopping or (place.first and status == FAILED_START):
             return not self._stopping
-        place.pause = FIRST_PAUSE if time.monotonic() - place.started > LONGEST_PAUSE else place.pause
-        place.due = time.monotonic() + place.pause
-        place.pause = min(2 * place.pause, LONGEST_PAUSE)
+        place.first = False
+        place.rest()
         logger.error("gateway process %d ended with status %d; another one takes its place", place.number, status)
         return False
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+import ssl
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -13,9 +17,10 @@ import psutil
 import pytest
 from starlette.routing import Route
 
+from openai_gateway.access.keys import KeyStore
 from openai_gateway.access.permissions import OPEN, needed
-from openai_gateway.app import _serve_share, certificate, create_app
-from openai_gateway.server import listening
+from openai_gateway.access.store import Store
+from openai_gateway.app import certificate, create_app
 from openai_gateway.settings import Settings, SettingsError
 from tests.support import MODEL, Guarded, Server, ipv6, running
 
@@ -145,18 +150,79 @@ def test_a_certificate_that_cannot_be_served_with_is_refused(pem: Path, cert: st
         certificate(Settings(tls_certificate=pem / cert, tls_key=pem / key))
 
 
-def test_one_of_several_processes_that_cannot_serve_says_so_in_one_line_and_is_not_tried_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_one_of_several_processes_that_cannot_serve_says_so_in_one_line_and_ends_them_all(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "1").touch()
+    with running(tmp_path, ready=False, workers=2, log_dir=logs) as server:
+        assert server.process.wait(60) == 3
+    log = server.log.read_text()
+    assert log.count("gateway process 1 cannot serve: log_dir: cannot be written: File exists\n") == 1
+    assert "Traceback" not in log
+
+
+def logged(server: Server, what: str, times: int = 1) -> None:
+    """Returns when the log of a server that goes on says it so often."""
+    deadline = time.monotonic() + 60
+    while server.log.read_text().count(what) < times:
+        assert server.process.poll() is None and time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+
+
+def gateways(server: Server) -> list[psutil.Process]:
+    """The processes that answer, where there are several."""
+    children = psutil.Process(server.process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("later", ["{id: two, path: org/two}", "{id: one, path: /nowhere}"])
+def test_a_process_that_replaces_another_serves_the_same_models_to_the_same_callers(tmp_path: Path, later: str) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text("models: [{id: one, path: org/one}]")
+    with running(tmp_path, ready=False, workers=2, host="0.0.0.0", insecure=True) as server:
+        logged(server, "serving on", 2)
+        models.write_text(f"models: [{later}]")
+        KeyStore(Store(tmp_path / "keys.db")).create("later", actor="test")
+        for gateway in gateways(server):
+            gateway.kill()
+        logged(server, "serving on", 4)
+        answer = httpx2.get(f"{server.url}/v1/models")
+    assert [model["id"] for model in answer.json()["data"]] == ["one"]
+
+
+def test_a_replacement_that_cannot_serve_is_tried_until_it_can_while_the_others_serve(
+    pem: Path, tmp_path: Path
 ) -> None:
-    settings = Settings(
-        key_store=tmp_path / "keys.db", tls_certificate=tmp_path / "no.pem", tls_key=tmp_path / "no.key"
-    )
-    with listening("127.0.0.1", 0) as listeners, pytest.raises(SystemExit) as ended:
-        _serve_share(settings, None, 1, listeners)
-    assert ended.value.code == 3
-    (record,) = caplog.records
-    assert record.getMessage().startswith(f"gateway process 1 cannot serve: tls_certificate: {tmp_path}/no.pem")
-    assert record.exc_info is None
+    chain, key = tmp_path / "chain", tmp_path / "key"
+    shutil.copy(pem / "certificate", chain)
+    shutil.copy(pem / "key", key)
+    tls = {"tls_certificate": chain, "tls_key": key}
+    with running(tmp_path, ready=False, workers=2, log_format="json", **tls) as server:
+        logged(server, "serving on", 2)
+        shutil.copy(pem / "other", key)
+        gateways(server)[0].kill()
+        logged(server, "ended with status 3; another one takes its place")
+        trusted = ssl.create_default_context(cafile=str(chain))
+        address = server.url.replace("http://127.0.0.1", "https://localhost")
+        assert httpx2.get(f"{address}/health/live", verify=trusted).status_code == 200
+        shutil.copy(pem / "key", key)
+        logged(server, "serving on", 3)
+    messages = [json.loads(line)["message"] for line in server.log.read_text().splitlines()]
+    assert any("cannot serve: tls_certificate, tls_key: " in message for message in messages)
+
+
+def test_a_replacement_for_want_of_descriptors_is_tried_again(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("limits of other processes are a Linux thing")
+    with running(tmp_path, ready=False, workers=2) as server:
+        logged(server, "serving on", 2)
+        parent = psutil.Process(server.process.pid)
+        limits = parent.rlimit(psutil.RLIMIT_NOFILE)
+        parent.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        gateways(server)[0].kill()
+        logged(server, "cannot be started")
+        parent.rlimit(psutil.RLIMIT_NOFILE, limits)
+        logged(server, "serving on", 3)
 
 
 def test_the_log_has_a_line_for_each_request_and_no_prompt(tmp_path: Path) -> None:
