@@ -8,7 +8,7 @@ PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14
 
 BIN := .venv/bin
 
-# Says why a Python does not fit: pip would only say that it finds no mlx for it.
+# Says why a Python, or the machine, does not fit: pip would only say that it finds no mlx for it.
 define fits
 import platform, sys
 python, version, mac = sys.argv[1], platform.python_version(), platform.mac_ver()[0]
@@ -18,6 +18,10 @@ if sys.platform == "darwin" and platform.machine() != "arm64":
     sys.exit("%s runs as %s, and MLX needs Apple silicon and a Python for arm64" % (python, platform.machine()))
 if sys.platform == "darwin" and int(mac.split(".")[0]) < 14:
     sys.exit("this is macOS %s, and MLX needs 14 or newer" % mac)
+libc, release = platform.libc_ver()
+found = ("%s %s" % (libc, release)).strip() or "no glibc"
+if sys.platform == "linux" and (libc != "glibc" or [int(part) for part in release.split(".")] < [2, 35]):
+    sys.exit("this Linux has %s, and MLX needs glibc 2.35 or newer" % found)
 endef
 export fits
 

@@ -1,4 +1,4 @@
-"""One question, one answer: `python examples/chat.py`."""
+"""One question, one answer: `.venv/bin/python examples/chat.py`."""
 
 from openai import OpenAI
 

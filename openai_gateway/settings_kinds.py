@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,6 +62,12 @@ MaybeMemory = Annotated[int | Literal["auto"], BeforeValidator(_or_none)]
 Disk = Annotated[int, BeforeValidator(_or_none)]
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """What to say of a name that nothing has."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"there is no {kind} `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
+
+
 def limits(value: object, base: Limits) -> Limits:
     """Limits by name, as a mapping or as `burst=5, requests_per_day=none`; `base` for those that are not named.
 
@@ -73,11 +81,21 @@ def limits(value: object, base: Limits) -> Limits:
         return named
     if not isinstance(named, dict):
         raise ValueError("limits are written as a mapping, or as name=number, name=number")
+    return whole(numbers(named, base))
+
+
+def numbers(named: Mapping[Any, object], base: Limits) -> Limits:
+    """Limits by name, whatever they say together. Raises ValueError."""
+    known = asdict(base)
+    for name in named:
+        if name not in known:
+            raise ValueError(unknown("limit", str(name), known))
     given = {name: None if number == "none" else number for name, number in named.items()}
     try:
-        return whole(msgspec.convert(asdict(base) | given, Limits, strict=False))
+        return msgspec.convert(known | given, Limits, strict=False)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None
+        name = str(error).rpartition("$.")[2].rstrip("`")
+        raise ValueError(f"`{name}` is a whole number or `none`, and at most 100000000") from None
 
 
 def whole(limits: Limits) -> Limits:

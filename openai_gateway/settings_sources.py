@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import yaml
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource
 
-from openai_gateway.settings_kinds import expanded
+from openai_gateway.settings_kinds import expanded, unknown
 
 PREFIX = "OPENAI_GATEWAY_"
 MODELS_FILE = Path("models.yaml")
@@ -32,8 +31,27 @@ class Given(NamedTuple):
 class Written(NamedTuple):
     """What a models.yaml holds: its `gateway:` section, and whatever stands under `models:`."""
 
-    gateway: dict[str, Given]
+    gateway: Mapping[object, Any]
     models: Any
+    file: Path
+    root: yaml.Node | None
+
+    def place(self, *steps: str | int) -> str:
+        """The line where something stands, by the names, and the places in lists, that lead to it."""
+        node, line = self.root, ""
+        for step in map(str, steps):
+            if (found := _inside(node).get(step)) is None:
+                break
+            line, node = f", line {found[0] + 1}", found[1]
+        return f"{self.file}{line}"
+
+
+def _inside(node: yaml.Node | None) -> dict[str, tuple[int, yaml.Node]]:
+    """What a mapping or a list holds, by its names or by 0, 1, 2 …, each with its line."""
+    if isinstance(node, yaml.MappingNode):
+        return {str(name.value): (name.start_mark.line, value) for name, value in node.value}
+    entries = node.value if isinstance(node, yaml.SequenceNode) else ()
+    return {str(place): (entry.start_mark.line, entry) for place, entry in enumerate(entries)}
 
 
 def gather(settings: type[BaseSettings], options: Mapping[str, Any], problems: list[str]) -> dict[str, Given]:
@@ -48,7 +66,7 @@ def gather(settings: type[BaseSettings], options: Mapping[str, Any], problems: l
         problems.append(f"{section['models_file'].where}: the file cannot name itself with `models_file`")
     for name, (_, where) in (*section.items(), *given.items()):
         if name not in settings.model_fields:
-            problems.append(f"{where}: {_unknown('setting', name, settings.model_fields)}")
+            problems.append(f"{where}: {unknown('setting', name, settings.model_fields)}")
     merged = section | given
     return {name: merged[name] for name in settings.model_fields if name in merged}
 
@@ -71,14 +89,15 @@ def _dotenv(settings: type[BaseSettings], problems: list[str]) -> dict[str, Give
 
 def _section(path: Path, problems: list[str]) -> dict[str, Given]:
     try:
-        return read_file(expanded(path)).gateway
+        written = read_file(expanded(path))
+        return {str(name): Given(value, written.place("gateway", str(name))) for name, value in written.gateway.items()}
     except ValueError as error:
         problems.append(str(error))
         return {}
 
 
 def read_file(path: Path) -> Written:
-    """A models.yaml, each value of `gateway:` with its line. Raises ValueError with what is wrong, and where."""
+    """A models.yaml. Raises ValueError with what is wrong, and where."""
     try:
         text = path.read_text(encoding="utf-8")
         loader = _Loader(text)
@@ -87,24 +106,20 @@ def read_file(path: Path) -> Written:
         content = {} if content is None else content
         if not isinstance(content, dict) or not isinstance(content.get("gateway"), dict | None):
             raise ValueError("the file and its `gateway:` section hold `name: value` lines")
-        sections = _sections(root, text) if root and content else {}
+        if root and content:
+            _check_sections(root, text)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(_problem(path, error)) from None
-    gateway = content.get("gateway") or {}
-    names = [name for name, _ in sections["gateway"].value] if gateway else []
-    lines = {str(name.value): f"{path}, line {name.start_mark.line + 1}" for name in names}
-    given = {str(name): Given(value, lines.get(str(name), str(path))) for name, value in gateway.items()}
-    return Written(given, content.get("models"))
+    return Written(content.get("gateway") or {}, content.get("models"), path, root)
 
 
-def _sections(root: yaml.Node, text: str) -> dict[str, yaml.Node]:
-    """What stands at the top, by name. Only what has an anchor (`&name`), for others to use, may be called anything."""
+def _check_sections(root: yaml.Node, text: str) -> None:
+    """Of what stands at the top, only what has an anchor (`&name`), for others to use, may be called anything."""
     for name, value in root.value:
         if name.value not in SECTIONS and not text.startswith("&", value.start_mark.index):
-            raise yaml.MarkedYAMLError(problem=_unknown("section", name.value, SECTIONS), problem_mark=name.start_mark)
-    return {name.value: value for name, value in root.value}
+            raise yaml.MarkedYAMLError(problem=unknown("section", name.value, SECTIONS), problem_mark=name.start_mark)
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,11 +134,6 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"`{name.value}` stands here twice", problem_mark=name.start_mark)
             names.add(str(name.value))
         return node
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"there is no {kind} `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
 
 
 def _problem(file: Path | str, error: Exception) -> str:

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from openai_gateway import blas
-from tests.support import MODEL, running
+from tests.support import MODEL, ROOT, running
 
 pytestmark = pytest.mark.skipif(not blas.replaceable(), reason="only mlx's CPU wheel for Linux has its BLAS replaced")
 
@@ -89,7 +90,13 @@ def test_auto_says_what_it_found_or_how_to_get_it() -> None:
         assert choice.environment["LD_PRELOAD"].split(":")[0] in choice.summary
         assert sgemm(choice.environment) != str(BUNDLED)
     else:
-        assert "pip install 'openai-gateway[blas]'" in choice.summary
+        assert blas.ADVICE in choice.summary
+
+
+def test_the_advice_names_the_packages_of_the_extra_and_the_python_that_they_are_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [requirement.partition(">")[0] for requirement in project["optional-dependencies"]["blas"]]
+    assert f"`{sys.executable} -m pip install {' '.join(named)}`" in blas.ADVICE
 
 
 def test_what_is_preloaded_already_stays_so_and_the_operators_threads_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

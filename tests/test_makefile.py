@@ -35,6 +35,8 @@ def test_make_serve_passes_on_what_it_is_told() -> None:
 OLD = "sys.version_info = (3, 9, 6); platform.python_version = lambda: '3.9.6'"
 MAC = "sys.platform = 'darwin'; platform.machine = lambda: '{}'; platform.mac_ver = lambda: ('{}', ('',) * 3, '')"
 
+LINUX = "sys.platform = 'linux'; platform.libc_ver = lambda: ('{}', '{}')"
+
 
 def make(folder: Path, *arguments: str, **pythons: str) -> subprocess.CompletedProcess[str]:
     """Runs make in a checkout, on a machine with these Pythons: what each, asked, believes of `sys` and `platform`."""
@@ -66,6 +68,9 @@ def make(folder: Path, *arguments: str, **pythons: str) -> subprocess.CompletedP
             "  python3 runs as x86_64, and MLX needs Apple silicon and a Python for arm64\n",
         ),
         (MAC.format("arm64", "13.6.1"), "  this is macOS 13.6.1, and MLX needs 14 or newer\n"),
+        (LINUX.format("glibc", "2.31"), "  this Linux has glibc 2.31, and MLX needs glibc 2.35 or newer\n"),
+        (LINUX.format("musl", "1.2.5"), "  this Linux has musl 1.2.5, and MLX needs glibc 2.35 or newer\n"),
+        (LINUX.format("", ""), "  this Linux has no glibc, and MLX needs glibc 2.35 or newer\n"),
     ],
 )
 def test_a_machine_without_a_python_that_fits_is_told_why_and_where_to_get_one(
@@ -93,7 +98,7 @@ def test_the_first_python_that_fits_takes_the_place_of_one_that_is_gone(tmp_path
     for stamp in stamps:
         stamp.touch()
     fits = MAC.format("arm64", "26.1")
-    made = make(tmp_path, ".venv/bin/python", python3=OLD, python3_12=fits, python3_14=fits)
+    made = make(tmp_path, ".venv/bin/python", python3=OLD, python3_12=LINUX.format("glibc", "2.35"), python3_14=fits)
     assert made.stdout == "python3.12 -m venv --clear .venv\n", made.stderr
     assert not any(stamp.exists() for stamp in stamps)
     subprocess.run([tmp_path / ".venv" / "bin" / "python", "-c", "import pip"], check=True)

@@ -9,7 +9,7 @@ import pytest
 
 from openai_gateway.models_file import EMBEDDED, read_models
 from openai_gateway.settings import Settings, SettingsError
-from openai_gateway.types import ModelSpec
+from openai_gateway.types import Limits, ModelSpec
 
 
 @pytest.fixture
@@ -74,13 +74,24 @@ def test_what_entries_share_may_stand_at_the_top_under_an_anchor(folder: Path) -
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("models: [{id: a}]", "path"),
-        ("models: [{id: a, path: mine, tempperature: 1}]", "tempperature"),
-        ("models: [{id: a, path: mine, defaults: {temperature: 9}}]", "temperature"),
-        ("models: [{id: a, path: mine, context_length: many}]", "context_length"),
+        ("models: [\n{id: a}]", r"line 2: this model has no `path`$"),
+        (
+            "models:\n- id: a\n  path: mine\n  tempperature: 1",
+            "line 4: there is no field `tempperature`; did you mean `defaults.temperature`",
+        ),
+        (
+            "models:\n- id: a\n  path: mine\n  defaults:\n    temprature: 1",
+            r"line 5: there is no field `temprature`; did you mean `temperature`\?$",
+        ),
+        ("models: [{id: a, path: mine, defaults: {temperature: 9}}]", "defaults.temperature: Expected `number` <= 2"),
+        ("models: [{id: a, path: mine, context_length: many}]", r"context_length: Expected `whole number \| none`"),
+        ("models: [{id: a, path: mine, 7: many}]", "there is no field `7`"),
+        ("models: [{id: a, path: 7}]", "path: Expected `text`, got `whole number`"),
+        ("models: [a]", "line 1: an entry is a mapping with `id` and `path`"),
         ("models: [{id: a, path: mine}, {id: b, path: mine, aliases: [a]}]", "a names more than one model"),
         ("models: [{id: a, path: ./elsewhere}]", "there is no folder ./elsewhere"),
-        ("models: {a: mine}", "models"),
+        ("models: [{id: a, path: some/where/else}]", "line 1: path: there is no folder some/where/else"),
+        ("\nmodels: {a: mine}", r"models\.yaml, line 2: `models` is a list of entries with `id` and `path`"),
         ("models: [{id: a, path: mine, path: ./b}]", r"models\.yaml, line 1: `path` stands here twice"),
         ("models: []\nModels: []", r"models\.yaml, line 2: there is no section `Models`; did you mean `models`\?"),
         ("models: [{id: a, path: mine, adapter: ./none}]", "there is no folder ./none"),
@@ -102,11 +113,11 @@ def test_the_memory_of_an_entry_is_a_size(tmp_path: Path, written: str, bytes: o
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ("memory: much", "a: memory: a size is `auto` or a number of bytes"),
-        ("kv_bits: 4", "a: kv_bits and kv_group_size need `cache_type: quantized`"),
-        ("kv_group_size: 32", "a: kv_bits and kv_group_size need `cache_type: quantized`"),
-        ("cache_type: quantized, kv_bits: 3", "Invalid enum value 3"),
-        ("quantization: q2", "Invalid enum value 'q2'"),
+        ("memory: much", "line 1: memory: a size is `auto` or a number of bytes"),
+        ("kv_bits: 4", "line 1: kv_bits and kv_group_size need `cache_type: quantized`"),
+        ("kv_group_size: 32", "line 1: kv_bits and kv_group_size need `cache_type: quantized`"),
+        ("cache_type: quantized, kv_bits: 3", "line 1: kv_bits: Invalid enum value 3; there are 4, 8"),
+        ("quantization: q2", "line 1: quantization: Invalid enum value 'q2'; there are auto, none, q8, q4"),
     ],
 )
 def test_what_cannot_be_done_with_memory_is_an_error(tmp_path: Path, fields: str, problem: str) -> None:
@@ -115,6 +126,41 @@ def test_what_cannot_be_done_with_memory_is_an_error(tmp_path: Path, fields: str
     with pytest.raises(SettingsError) as caught:
         read_models(Settings(models_file=file))
     assert problem in str(caught.value)
+
+
+def test_a_name_that_two_models_have_is_said_with_the_file_that_they_stand_in(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("models: [{id: a, path: mine}, {id: a, path: mine}]")
+    with pytest.raises(SettingsError, match=r"^mine\.yaml: a names more than one model$"):
+        read_models(Settings(models_file="mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "'concurrency=4, requests_per_day=none'",
+        "{concurrency: 4, requests_per_day: none}",
+        "{concurrency: '4'}",
+        "{concurrency: 4}",
+    ],
+)
+def test_the_limits_of_an_entry_are_written_as_those_of_the_gateway(folder: Path, written: str) -> None:
+    (entry,) = listed(folder, f"models: [{{id: a, path: mine, limits: {written}}}]")
+    assert entry.limits == Limits(concurrency=4)
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("burst=3", "`burst` needs `requests_per_minute`"),
+        ("{fly: 3}", "there is no limit `fly`"),
+        ("{concurrency: x}", "`concurrency` is a whole number or `none`"),
+        ("[]", "limits are written as a mapping, or as name=number"),
+        ("", "Expected `mapping`, got `none`"),
+    ],
+)
+def test_limits_of_an_entry_that_are_none_are_said_with_their_line(folder: Path, written: str, problem: str) -> None:
+    with pytest.raises(SettingsError, match=f"^models.yaml, line 4: limits: {problem}"):
+        listed(folder, f"models:\n- id: a\n  path: mine\n  limits: {written}\n")
 
 
 def test_what_is_no_yaml_is_said_with_its_line_and_without_what_stands_there(folder: Path) -> None:

@@ -110,6 +110,7 @@ def test_a_named_models_file_that_is_missing_is_an_error() -> None:
         ("gatway: {port: 1}\n", "models.yaml, line 1: there is no section `gatway`; did you mean `gateway`?"),
         ("gateway:\nmodel: []\n", "models.yaml, line 2: there is no section `model`; did you mean `models`?"),
         ("port: 1\n", "models.yaml, line 1: there is no section `port`"),
+        ("gateway:\n  on: 1\n", "models.yaml, line 1: there is no setting `True`"),
         ("gateway: {[1]: 2}\n", "models.yaml, line 1: found unhashable key"),
         ("key: *sk-secret\n", "models.yaml, line 1: found undefined alias"),
         ("key: !sk-secret\n", "models.yaml, line 1: could not determine a constructor for the tag"),
@@ -286,6 +287,25 @@ def test_a_file_that_is_not_text_is_an_error(name: str, start: str) -> None:
 )  # fmt: skip
 def test_memory_is_written_as_people_write_sizes(text: object, size: object) -> None:
     assert Settings(memory=text).memory == size
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_rate_limits_are_on_and_off_in_yaml_too_where_these_are_no_words(written: str, meant: str) -> None:
+    yaml(f"gateway:\n  rate_limits: {written}\n")
+    assert Settings().rate_limits == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("{burst: x}", "limits: `burst` is a whole number or `none`, and at most 100000000, not {'burst': 'x'}"),
+        ("burst=-1", "limits: `burst` is a whole number or `none`, and at most 100000000, not 'burst=-1'"),
+        ("{burts: 1}", "limits: there is no limit `burts`; did you mean `burst`?, not {'burts': 1}"),
+    ],
+)
+def test_a_limit_that_is_none_is_said_in_words(written: str, problem: str) -> None:
+    yaml(f"gateway:\n  limits: {written}\n")
+    assert problems() == (f"models.yaml, line 2: {problem}",)
 
 
 @pytest.mark.parametrize("text", ["12 apples", "-1", "0", "all", "", "GB", True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 
 from openai_gateway.access.keys import KeyStore
@@ -17,7 +18,7 @@ WELL_KNOWN = (
 )
 """What keys in documentation and in .env files that nobody has edited hold."""
 
-ADVICE = "`openai-gateway keys create NAME` makes a key; --insecure lets everybody in."
+ADVICE = f"`{sys.executable} -m openai_gateway keys create NAME` makes a key; --insecure lets everybody in."
 
 
 def has_keys(keys: KeyStore) -> bool:

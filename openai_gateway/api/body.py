@@ -62,6 +62,11 @@ class Body(Forms):
         **dict.fromkeys(("json_schema", "regex", "ebnf"), ()),
         **dict.fromkeys(("prompt_embeds", "chat_template"), ()),
         "documents": ([],),
+        "length_penalty": (1,),
+        **dict.fromkeys(("use_beam_search", "include_stop_str_in_output", "return_token_ids"), (False,)),
+        **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens"), (True,)),
+        "bad_words": ([],),
+        **dict.fromkeys(("allowed_token_ids", "truncate_prompt_tokens", "prompt_logprobs"), ()),
     }
     """Known parameters that are not honoured → the values of them that ask for nothing."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which the colour-blind tell apart."""
-MISSING = "A plot needs matplotlib: pip install 'openai-gateway[bench]', or pip install matplotlib."
+MISSING = f"A plot needs matplotlib: {sys.executable} -m pip install matplotlib"
 FORMATS = (".png", ".svg", ".pdf")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model to ask; by default the gateway's first one.")]
 EffortOption = Annotated[str | None, typer.Option("--effort", help="How hard it thinks: none, low, medium, high, ...")]
 SystemOption = Annotated[str | None, typer.Option("--system", help="What the model is told before the conversation.")]
-ReasoningOption = Annotated[bool, typer.Option(" /--no-reasoning", help="Do not show what it thinks.")]
+ReasoningOption = Annotated[bool, typer.Option(" /--no-reasoning", show_default=False, help="Hide what it thinks.")]
 
 
 def chat(

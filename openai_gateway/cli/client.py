@@ -36,14 +36,16 @@ BaseUrlOption = Annotated[
     typer.Option(
         "--base-url",
         envvar="OPENAI_BASE_URL",
-        help="Where the gateway is; by default where the settings put it. Their key goes nowhere else: elsewhere, "
-        "OPENAI_API_KEY is sent.",
+        help="Where the gateway is; by default where the settings put it. Their key goes nowhere else; without it, "
+        "OPENAI_API_KEY goes to the URL that is given here.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Addresses that one listens on, but does not connect to."""
+NO_KEY = "none"
+"""The SDK insists on some key, the gateway only where one is set."""
 CERTIFICATE = "-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----"
 
 
@@ -146,7 +148,7 @@ def connect(base_url: str | None, *, retries: int = 0) -> OpenAI:
 
     place = locate(base_url)
     http_client = openai.DefaultHttpxClient(trust_env=not is_local(place.url), verify=place.trusted or True)
-    key = place.key or "none"  # the SDK insists on some key, the gateway only where one is set
+    key = place.key or NO_KEY
     try:
         return openai.OpenAI(base_url=place.url, api_key=key, max_retries=retries, http_client=http_client)
     except httpx2.InvalidURL as error:
@@ -179,6 +181,8 @@ def explain(error: OpenAIError, client: OpenAI) -> str:
         text = f"The connection to {client.base_url} failed: {error.__cause__ or error}"
     elif isinstance(error, openai.APIConnectionError):
         text = f"Cannot reach {client.base_url}: is the gateway running? `openai-gateway serve` starts it."
+    elif isinstance(error, openai.AuthenticationError) and client.api_key == NO_KEY:
+        text = f"{client.base_url} asks for a key: set OPENAI_API_KEY, and say --base-url {client.base_url}"
     elif isinstance(error, openai.APIStatusError):
         message = error.body.get("message") if isinstance(error.body, dict) else None
         text = f"{error.status_code}: {message or error.message}"

@@ -1,8 +1,9 @@
-"""`openai-gateway config`: every setting, its value, and where that came from."""
+"""`openai-gateway config`: every setting, its value, where that came from, and what it is for."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 
@@ -19,6 +20,8 @@ from openai_gateway.cli.client import (
     read_settings,
 )
 
+ExplainOption = Annotated[bool, typer.Option("--explain", help="Say what each setting is for.")]
+
 
 def config(
     host: HostOption = None,
@@ -28,6 +31,7 @@ def config(
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
     log_dir: LogDirOption = None,
+    explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the settings, and where they come from."""
@@ -42,11 +46,15 @@ def config(
     )
     from openai_gateway.settings import sources
 
+    meant = {name: field.description or "" for name, field in type(settings).model_fields.items()}
     rows = sources(settings)
     if as_json:
-        typer.echo(json.dumps({row.name: {"value": row.value, "source": row.source} for row in rows}, indent=2))
+        fields = {name: {"value": value, "source": source, "meaning": meant[name]} for name, value, source in rows}
+        typer.echo(json.dumps(fields, indent=2))
     else:
-        print_table(("SETTING", "VALUE", "SOURCE"), [(row.name, _text(row.value), row.source) for row in rows])
+        width = 4 if explain else 3
+        table = [(name, _text(value), source, meant[name])[:width] for name, value, source in rows]
+        print_table(("SETTING", "VALUE", "SOURCE", "MEANING")[:width], table)
 
 
 def _text(value: object) -> str:

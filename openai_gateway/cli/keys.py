@@ -120,15 +120,15 @@ def _store() -> Iterator[tuple[KeyStore, str]]:
 
 
 def _limits(given: list[str]) -> Any:
-    import msgspec
-
     from openai_gateway.access.limits import inherited
-    from openai_gateway.settings_kinds import whole
+    from openai_gateway.settings_kinds import numbers, whole
     from openai_gateway.types import Limits
 
-    pairs = [item.partition("=") for item in given]
+    for item in given:
+        if not re.fullmatch(r"\w+=\d+", item, re.ASCII):
+            fail(f"--limit: `{item}` is not NAME=NUMBER with a whole number", 2)
     try:
-        own = msgspec.convert({name: int(value) for name, _, value in pairs}, Limits)
+        own = numbers(dict(item.split("=") for item in given), Limits())
         whole(inherited(own, read_settings().limits))
         return own
     except ValueError as error:

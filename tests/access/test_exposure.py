@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_a_key_is_asked_for_wherever_there_is_one_to_ask_for(
     settings: dict[str, str], has_keys: bool, anyone: bool
 ) -> None:
     assert open_to_anyone(Settings(**settings), has_keys) is anyone
+
+
+def test_the_advice_is_a_command_that_makes_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_GATEWAY_KEY_STORE", str(tmp_path / "keys.db"))
+    with pytest.raises(SettingsError) as caught:
+        open_to_anyone(Settings(host="0.0.0.0"), False)
+    command = str(caught.value).split("`")[1].replace("NAME", "alice")
+    subprocess.run(command.split(), check=True)
+    assert (tmp_path / "keys.db").exists()
 
 
 def test_a_random_key_is_not_weak_and_the_message_does_not_show_a_weak_one() -> None:

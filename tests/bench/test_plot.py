@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,6 +38,11 @@ def test_axes_have_names_and_units_and_servers_a_legend(tmp_path: Path) -> None:
 def test_a_picture_is_written(tmp_path: Path, streams: bool) -> None:
     draw(sheet(streams=streams), ["ours", "theirs"], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert unable(Path("plot.png")) == f"A plot needs matplotlib: {sys.executable} -m pip install matplotlib"
 
 
 def test_other_formats_are_refused_before_anything_is_measured() -> None:

@@ -62,6 +62,8 @@ class Server:
         self.asked.append(body)
         if body["model"] == "nowhere":
             return error(404, "The model `nowhere` does not exist.")
+        if body["model"] == "locked":
+            return error(401, "Incorrect API key provided.")
         if body["messages"][-1]["content"] == "busy" and len(self.asked) == 1:
             return error(503, "The model is being loaded.")
         return StreamingResponse(self.stream(body), media_type="text/event-stream")

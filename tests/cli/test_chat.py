@@ -135,6 +135,20 @@ def test_an_error_in_a_pipe_is_one_line_on_stderr(gateway: str) -> None:
     assert result.stderr == "404: The model `nowhere` does not exist.\n"
 
 
+def test_who_was_refused_without_a_key_is_told_how_to_send_one(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> str:
+        return CliRunner().invoke(app, ["chat", "--base-url", gateway, "--model", "locked"], input="hello").stderr
+
+    assert refused() == f"{gateway}/ asks for a key: set OPENAI_API_KEY, and say --base-url {gateway}/\n"
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+    assert refused() == "401: Incorrect API key provided.\n"
+
+
+def test_the_help_tells_no_default_of_what_is_only_switched_off() -> None:
+    (line,) = [line for line in CliRunner().invoke(app, ["chat", "--help"]).stdout.splitlines() if "--no-" in line]
+    assert "default" not in line
+
+
 def test_an_answer_that_breaks_off_in_a_pipe_is_printed_and_fails(gateway: str) -> None:
     result = CliRunner().invoke(app, ["chat", "--base-url", gateway], input="fail")
     assert (result.exit_code, result.stdout, result.stderr) == (1, "half\n", "The worker died.\n")

@@ -28,6 +28,14 @@ def test_columns_are_aligned() -> None:
     assert len({line.index(line.split()[1]) for line in lines}) == 1
 
 
+def test_what_a_setting_means_is_said_to_whoever_asks() -> None:
+    meaning = "Web origins whose pages may call the gateway."
+    lines = CliRunner().invoke(app, ["config", "--explain"]).stdout.splitlines()
+    assert lines[0].split() == ["SETTING", "VALUE", "SOURCE", "MEANING"]
+    assert [line.split(maxsplit=3)[3] for line in lines if line.startswith("cors_origins ")] == [meaning]
+    assert meaning not in CliRunner().invoke(app, ["config"]).stdout
+
+
 def test_a_long_value_is_not_cut() -> None:
     long = "org/" + "m" * 200
     assert long in CliRunner().invoke(app, ["config", "--model", long]).stdout
@@ -38,9 +46,11 @@ def test_json_holds_plain_values_and_no_key(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("OPENAI_GATEWAY_ALLOWED_HOSTS", "a,b")
     result = CliRunner().invoke(app, ["config", "--json"])
     shown = json.loads(result.stdout)
-    assert shown["port"] == {"value": 8000, "source": "default"}
+    meaning = "Port to listen on; 0 lets the system choose."
+    assert shown["port"] == {"value": 8000, "source": "default", "meaning": meaning}
     assert shown["allowed_hosts"]["value"] == ["a", "b"]
-    assert shown["api_key"] == {"value": "**********", "source": "environment variable OPENAI_GATEWAY_API_KEY"}
+    assert shown["api_key"]["value"] == "**********"
+    assert shown["api_key"]["source"] == "environment variable OPENAI_GATEWAY_API_KEY"
 
 
 def test_wrong_settings_end_it_with_2() -> None:

@@ -78,9 +78,12 @@ def test_an_expiry_is_a_time_from_now_or_a_date(text: str, seconds: int | None) 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["create", "a", "--limit", "fly=1"], 2, "requests_per_minute"),
-        (["create", "a", "--limit", "burst"], 2, "--limit"),
-        (["create", "a", "--limit", "burst=-1"], 2, "--limit"),
+        (["create", "a", "--limit", "fly=1"], 2, "--limit: there is no limit `fly`; the limits are burst, "),
+        (["create", "a", "--limit", "burst"], 2, "--limit: `burst` is not NAME=NUMBER with a whole number"),
+        (["create", "a", "--limit", "burst=-1"], 2, "--limit: `burst=-1` is not NAME=NUMBER"),
+        (["create", "a", "--limit", "burst=1=2"], 2, "--limit: `burst=1=2` is not NAME=NUMBER"),
+        (["create", "a", "--limit", "requests_per_day=none"], 2, "--limit: `requests_per_day=none` is not NAME=NUMBER"),
+        (["create", "a", "--limit", f"burst={10**9}"], 2, "--limit: `burst` is a whole number or `none`, and at most"),
         (["create", "a", "--expires", "soon"], 2, "soon"),
         (["create", "a", "--expires", "2020-01-01"], 2, "not in the future"),
         (["create", "a", "--expires", "0d"], 2, "not in the future"),
