@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from openai_gateway.access.store import Store
@@ -27,22 +30,38 @@ class Entry(Struct, frozen=True):
     number: int
     at: float
     actor: str
-    """Id of a key, `master`, or `COMMAND_LINE`."""
+    """Id of a key, which is `master` for the one of the settings, or `COMMAND_LINE`."""
     action: str
     subject: str
     detail: dict[str, Any]
     """What was asked for, never a secret."""
 
 
-def record(db: sqlite3.Connection, actor: str, action: str, subject: str, /, **detail: Any) -> None:
-    """Add a row to the transaction of what it tells of, so that there is never the one without the other."""
-    text = json.dumps(detail)
-    db.execute(
-        "INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?)",
-        (time.time(), actor, action, subject, text),
-    )
-    db.execute("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", (KEPT,))
-    logger.info("%s: %s %s %s", actor, action, subject, text)
+class Record(Protocol):
+    """Adds a row to a transaction."""
+
+    def __call__(self, actor: str, action: str, subject: str, /, **detail: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def recording(store: Store) -> Iterator[tuple[sqlite3.Connection, Record]]:
+    """A transaction that what it does is recorded in, so that there is never the one without the other.
+
+    The server's log tells of it when it is committed. Raises `Unavailable`.
+    """
+    rows: list[tuple[str, str, str, str]] = []
+
+    def record(actor: str, action: str, subject: str, /, **detail: Any) -> None:
+        rows.append((actor, action, subject, json.dumps(msgspec.to_builtins(detail))))
+        db.execute(
+            "INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, ?)", (time.time(), *rows[-1])
+        )
+        db.execute("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", (KEPT,))
+
+    with store.writing() as db:
+        yield db, record
+    for row in rows:
+        logger.info("%s: %s %s %s", *row)
 
 
 class Audit:
@@ -53,8 +72,8 @@ class Audit:
 
     def record(self, actor: str, action: str, subject: str, /, **detail: Any) -> None:
         """Add a row for what changes nothing in the store itself. Raises `Unavailable`."""
-        with self._store.writing() as db:
-            record(db, actor, action, subject, **detail)
+        with recording(self._store) as (_, record):
+            record(actor, action, subject, **detail)
 
     def entries(self, limit: int = 100) -> list[Entry]:
         """The newest rows, newest first."""

@@ -12,13 +12,15 @@ from urllib.parse import unquote_plus
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from openai_gateway.access.keys import PERMISSIONS, Key, KeyStore, digest, everything
+from openai_gateway.access.keys import OLDER_NAMES, PERMISSIONS, Key, KeyStore, digest
 from openai_gateway.access.permissions import OPEN, needed, unknown
 from openai_gateway.api.envelope import error_response
 from openai_gateway.errors import AuthenticationFailed, GatewayError, InvalidRequest, PermissionDenied
 
 ANYONE = Key(id="", name="anyone", shown="", permissions=tuple(p for p in PERMISSIONS if p != "admin"))
 """Who sends no key where none is asked for."""
+MASTER = Key(id="master", name="master", shown="", permissions=(*PERMISSIONS, *OLDER_NAMES))
+"""Who has the key of the settings. An id made of the key would tell of one that was thought up: ids are in logs."""
 MOST_KEYS = 4
 """In one request: one for each of the places that a client may know."""
 
@@ -51,7 +53,7 @@ class Auth:
     ) -> None:
         self.app = app
         self._keys = keys
-        self._masters = [_master(key) for key in masters]
+        self._masters = [_digest(key) for key in masters]
         self._anyone = anyone
         self._in_query = in_query
         self._model_names = model_names
@@ -94,12 +96,12 @@ class Auth:
             raise InvalidRequest(f"The request has {len(presented)} API keys; send one.")
         digests = [digest(secret) for secret in presented]
         # Digests have one length and tell nothing of the key, so neither has the time that comparing them takes.
-        matches = [key for own, key in self._masters for other in digests if hmac.compare_digest(own, other)]
-        found = matches or [key for key in map(self._keys.find, digests) if key is not None]
+        if any([hmac.compare_digest(own, other) for own in self._masters for other in digests]):
+            return MASTER
+        found = [key for key in map(self._keys.find, digests) if key is not None]
         for key in found:
             if key.state == "active":
-                if not matches:
-                    self._used(key.id)
+                self._used(key.id)
                 return key
         if found:
             raise AuthenticationFailed(f"This API key is {found[0].state}.", code=_code(found[0]))
@@ -109,11 +111,10 @@ class Auth:
         raise AuthenticationFailed(f"{message} Send it as `Authorization: Bearer <key>`.")
 
 
-def _master(secret: str) -> tuple[bytes, Key]:
-    if not secret:
+def _digest(master: str) -> bytes:
+    if not master:
         raise ValueError("an empty key would let everybody in; `anyone` says that on purpose")
-    own = digest(secret.encode())
-    return own, everything(own.hex()[:16], "master")
+    return digest(master.encode())
 
 
 def _code(key: Key) -> str:

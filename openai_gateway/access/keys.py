@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from openai_gateway.access.audit import record
+from openai_gateway.access.audit import recording
 from openai_gateway.access.store import Store
 from openai_gateway.errors import InvalidRequest, NotFound
 from openai_gateway.types import Limits
@@ -72,11 +72,6 @@ class Usage(Struct):
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     last_used: float = 0.0
-
-
-def everything(id: str, name: str) -> Key:
-    """A key that is kept nowhere and may do everything: the master key of the settings."""
-    return Key(id=id, name=name, shown="", permissions=(*PERMISSIONS, *OLDER_NAMES))
 
 
 def digest(secret: bytes) -> bytes:
@@ -135,50 +130,51 @@ class KeyStore:
         _check(key)
         secret = new_secret()
         key = _shown(key, secret)
-        with self._store.writing() as db:
+        asked = {name: getattr(key, name) for name in ("name", "permissions", "models", "limits", "expires")}
+        with recording(self._store) as (db, record):
             row = (key.id, digest(secret.encode()), msgspec.json.encode(key))
             db.execute("INSERT INTO keys (id, digest, record) VALUES (?, ?, ?)", row)
-            record(db, actor, "create key", key.id, name=key.name, permissions=key.permissions, models=key.models)
+            record(actor, "create key", key.id, **asked)
         return key, secret
 
     def change(self, name: str, /, *, actor: str, **fields: Any) -> Key:
         """Give a key another name, permissions, models, limits or expiry."""
-        with self._store.writing() as db:
+        with recording(self._store) as (db, record):
             key = replace(_named(_all(db), name)[0], **fields)
             _check(key)
             _update(db, key)
-            record(db, actor, "change key", key.id, **msgspec.to_builtins(fields))
+            record(actor, "change key", key.id, **fields)
         return key
 
     def rotate(self, name: str, *, actor: str) -> tuple[Key, str]:
         """The same key under a new secret; the old one is refused from now on."""
         secret = new_secret()
-        with self._store.writing() as db:
+        with recording(self._store) as (db, record):
             key = _shown(_named(_all(db), name)[0], secret)
             if key.state == "revoked":
                 raise InvalidRequest("This key was revoked; make a new one.")
             _update(db, key)
             db.execute("UPDATE keys SET digest = ? WHERE id = ?", (digest(secret.encode()), key.id))
-            record(db, actor, "rotate key", key.id)
+            record(actor, "rotate key", key.id)
         return key, secret
 
     def revoke(self, name: str, *, actor: str) -> Key:
         """Refuse the key from now on; its record and its usage stay."""
-        with self._store.writing() as db:
+        with recording(self._store) as (db, record):
             key = _named(_all(db), name)[0]
             if key.revoked is None:
                 key = replace(key, revoked=time.time())
                 _update(db, key)
-                record(db, actor, "revoke key", key.id)
+                record(actor, "revoke key", key.id)
         return key
 
     def delete(self, name: str, *, actor: str) -> Key:
         """Forget the key and its usage; the audit log remembers that it was."""
-        with self._store.writing() as db:
+        with recording(self._store) as (db, record):
             key = _named(_all(db), name)[0]
             db.execute("DELETE FROM keys WHERE id = ?", (key.id,))
             db.execute("DELETE FROM usage WHERE key = ?", (key.id,))
-            record(db, actor, "delete key", key.id, name=key.name)
+            record(actor, "delete key", key.id, name=key.name)
         return key
 
     def add_usage(self, added: Mapping[str, Usage]) -> None:

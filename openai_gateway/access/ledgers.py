@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import sqlite3
@@ -14,12 +15,12 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from openai_gateway.access.limits import Ledger, Rate
-from openai_gateway.access.shared import SharedFailed, SharedFile
+from openai_gateway.access.shared import PAUSE, SharedFailed, SharedFile
 
 logger = logging.getLogger(__name__)
 
-PAUSE = 1.0
-"""Seconds for which ledgers that failed are left alone."""
+TRIES = 4
+"""How often something is settled in a file that fails, `PAUSE` seconds apart."""
 SWEEP = 1000
 """Of so many calls, one removes the ledgers that time has emptied."""
 
@@ -71,7 +72,7 @@ class Ledgers(Protocol):
         ...
 
     async def settle(self, reply: Reply, used: int) -> None:
-        """Correct every charge of a reservation to what was used of it."""
+        """Correct every charge of a reservation to what was used of it. May take seconds: nobody is to wait for it."""
         ...
 
     async def close(self) -> None:
@@ -114,15 +115,23 @@ class LocalLedgers:
             return Reply(taken, now, charges, ledgers, self)
 
     async def settle(self, reply: Reply, used: int) -> None:
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(SharedFailed):  # nothing of it was done, so that it can be done again
+                await self._settle(reply, used)
+                return
+            await asyncio.sleep(PAUSE)
+        await self._settle(reply, used)
+
+    async def close(self) -> None:
+        self._file.close()
+
+    async def _settle(self, reply: Reply, used: int) -> None:
         async with self._file.transaction() as db:
             now = self._now(db)
             for charge in reply.charges:
                 ledger = _ledger(db, charge, now)
                 ledger.settle(charge.rate, reply.now, charge.amount, used)
                 _save(db, charge, ledger)
-
-    async def close(self) -> None:
-        self._file.close()
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         for statement in SCHEMA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def _ledgers(settings: Settings, file: Path) -> Ledgers:
 
         shared = RedisLedgers(settings.redis_url.get_secret_value(), settings.redis_timeout)
     except ImportError:
-        raise SettingsError(["redis_url: install the extra for it: pip install 'openai-gateway[redis]'"]) from None
+        raise SettingsError([f"redis_url: needs the package redis: {sys.executable} -m pip install redis"]) from None
     except ValueError:  # its text may hold a part of the password
         raise SettingsError(["redis_url: is not like redis://:password@host:6379/0 (or rediss://, unix://)"]) from None
     return Failover(shared, local, settings.redis_share)

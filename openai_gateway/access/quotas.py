@@ -91,7 +91,7 @@ class Bill:
         if isinstance(event, Delta):
             self._answer += event.tokens
         elif isinstance(event, Started):
-            self._prompt = event.prompt_tokens
+            self._prompt = 0 if event.queued else event.prompt_tokens  # nothing of it is read in the queue
             self._cached = event.answer == "hit"
 
     @property

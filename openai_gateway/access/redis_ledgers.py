@@ -22,13 +22,13 @@ PREFIX = "{openai-gateway:limits}:"
 """In braces, for a cluster to keep all that one script needs in one place."""
 CONNECTIONS = 16
 LATE = 3.0
-"""Seconds for which the reply to a reservation is awaited after it was given up."""
+"""Seconds for which a reply is awaited beyond the time that a request waits for it."""
 
 _decode = msgspec.msgpack.Decoder(Ledger).decode
 
 
 class RedisLedgers:
-    """Fails rather than take more than `timeout` seconds.
+    """Fails rather than have a request wait for more than `timeout` seconds.
 
     A call that ends early takes its connection with it, as redis-py does it, or the next one there would read the
     reply to this one. A reservation that takes too long may still be made, while the request is counted elsewhere: it
@@ -38,7 +38,7 @@ class RedisLedgers:
     def __init__(self, url: str, timeout: float) -> None:
         """Raises ValueError for what is no URL of a Redis."""
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=timeout, retry=Retry(NoBackoff(), 0), protocol=2
+            url, max_connections=CONNECTIONS, timeout=timeout + LATE, retry=Retry(NoBackoff(), 0), protocol=2
         )
         self._redis = Redis.from_pool(pool)
         self._script = self._redis.register_script(Path(__file__).with_name("limits.lua").read_text())
@@ -60,14 +60,14 @@ class RedisLedgers:
         return call.result()
 
     async def settle(self, reply: Reply, used: int) -> None:
-        await self._call(self._timeout, "settle", reply.charges, reply.now, used)
+        await self._call("settle", reply.charges, reply.now, used)
 
     async def close(self) -> None:
         await asyncio.gather(*self._late)
         await self._redis.aclose()
 
     async def _reserve(self, charges: Sequence[Charge]) -> Reply:
-        taken, now, states = await self._call(self._timeout + LATE, "reserve", charges, 0, 0)
+        taken, now, states = await self._call("reserve", charges, 0, 0)
         return Reply(bool(taken), now, charges, [_decode(state) for state in states], self)
 
     async def _give_back(self, call: asyncio.Future[Reply]) -> None:
@@ -76,11 +76,11 @@ class RedisLedgers:
             if reply.taken:
                 await self.settle(reply, 0)
 
-    async def _call(self, seconds: float, action: str, charges: Sequence[Charge], taken: int, used: int) -> Any:
+    async def _call(self, action: str, charges: Sequence[Charge], taken: int, used: int) -> Any:
         keys = [PREFIX + charge.name for charge in charges]
         limits = [-1 if limit is None else limit for charge in charges for limit in (charge.amount, *charge.rate)]
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._timeout + LATE):
                 return await self._script(keys, [action, taken, used, *limits])
         except (TimeoutError, OSError, RedisError) as error:
             raise SharedFailed(f"no answer of Redis ({type(error).__name__})") from error

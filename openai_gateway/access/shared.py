@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 0.25
 """Seconds after which a lock that another process holds is taken for a failure; none is held for a millisecond."""
+PAUSE = 1.0
+"""Seconds for which what has failed is left alone."""
 BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -52,7 +54,8 @@ class SharedFile:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite ends it by itself where the disk is full
+                    db.execute("ROLLBACK")
                 raise
 
     def close(self) -> None:

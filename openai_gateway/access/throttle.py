@@ -44,12 +44,15 @@ class Throttle:
                 if time.monotonic() - caller.seen > FRESH:
                     await self._quotas.look(caller)
                 message = {**message, "headers": [*message.get("headers", ()), *_headers(caller)]}
+            elif not message.get("more_body"):
+                # With the end of its answer a client may ask again at once, and must not find itself in progress.
+                await progress.aclose()
             await send(message)
 
-        async with contextlib.AsyncExitStack() as stack:
+        async with contextlib.AsyncExitStack() as progress:
             if counted:
                 try:
-                    await stack.enter_async_context(self._quotas.admitted(caller))
+                    await progress.enter_async_context(self._quotas.admitted(caller))
                 except RateLimited as refusal:
                     await error_response(refusal)(scope, receive, told)
                     return

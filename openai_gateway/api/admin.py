@@ -19,7 +19,7 @@ from starlette.routing import Route
 from openai_gateway.access.audit import Audit
 from openai_gateway.api.admin_keys import AdminKeys, Nothing, actor
 from openai_gateway.api.parse import parse
-from openai_gateway.errors import Conflict, InvalidRequest
+from openai_gateway.errors import Conflict, InvalidRequest, ModelNotFound
 from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings, SettingsError, sources
 from openai_gateway.types import ModelSpec
@@ -119,7 +119,10 @@ class Admin:
             model = self._registry.resolve(http.path_params["model"]).id
             await self._record(http, f"{action} model", model)
             await self._actions[action](model)
-            return JSONResponse(next(found for found in self._models() if found["id"] == model))
+            for found in self._models():
+                if found["id"] == model:
+                    return JSONResponse(found)
+            raise ModelNotFound.named(model)  # it was taken off the list meanwhile
 
         return act
 

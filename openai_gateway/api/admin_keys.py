@@ -130,7 +130,7 @@ class AdminKeys:
 def actor(http: Request) -> str:
     """Who does it, for the audit log: the id of the key, which is `master` for the one of the settings."""
     key: Key = http.state.key
-    return key.id if key.shown else key.name
+    return key.id
 
 
 def shown(key: Key, usage: Usage | None = None) -> dict[str, Any]:

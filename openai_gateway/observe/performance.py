@@ -104,7 +104,7 @@ class Measured:
             return  # nothing was read or generated for it
         if isinstance(event, Delta):
             self._count(event)
-        elif isinstance(event, Started):
+        elif isinstance(event, Started) and not event.queued:  # nothing of it is read in the queue
             self.prompt_tokens, self.cached_tokens = event.prompt_tokens, event.cached_tokens
         elif isinstance(event, Echo) and self._first is None:
             self._first = self._clock()

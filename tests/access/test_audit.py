@@ -9,6 +9,8 @@ import pytest
 from openai_gateway.access import audit
 from openai_gateway.access.audit import Audit
 from openai_gateway.access.store import Store
+from openai_gateway.errors import Unavailable
+from tests.access.full_disk import full_disk
 
 
 def test_the_newest_entries_come_first_and_no_more_than_asked_for(tmp_path: Path) -> None:
@@ -27,3 +29,16 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(5):
         log.record("me", "did", str(number))
     assert [entry.subject for entry in log.entries()] == ["4", "3", "2"]
+
+
+def test_the_servers_log_tells_of_nothing_that_was_not_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", audit.logger.name)
+    log = Audit(Store(tmp_path / "keys.db"))
+    log.record("me", "did", "one")
+    # SQLite needs 32 KB to begin a transaction, and has room for this one until it is committed.
+    with full_disk(60_000), pytest.raises(Unavailable):
+        log.record("me", "did", "two", why="x" * 100_000)
+    log.record("me", "did", "three")
+    assert [entry.subject for entry in log.entries()] == ["three", "one"]
+    told = [record.getMessage() for record in caplog.records if record.name == audit.logger.name]
+    assert told == ["me: did one {}", "me: did three {}"]

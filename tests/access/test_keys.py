@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openai_gateway.access.audit import Audit
-from openai_gateway.access.keys import Key, KeyStore, Usage, digest
+from openai_gateway.access.keys import ORDINARY, Key, KeyStore, Usage, digest
 from openai_gateway.access.store import Store
 from openai_gateway.errors import InvalidRequest, NotFound
 from openai_gateway.types import Limits
@@ -178,7 +178,7 @@ def test_a_permission_gives_what_it_says_under_its_older_name_too(own: str, want
 
 
 def test_every_change_is_in_the_audit_log_with_who_did_it_and_no_secret(keys: KeyStore, file: Path) -> None:
-    key, first = keys.create("alice", actor="one")
+    key, first = keys.create("alice", actor="one", models=["a"], limits=Limits(burst=2), expires=9e9)
     keys.change("alice", actor="two", limits=Limits(burst=3))
     _, second = keys.rotate("alice", actor="three")
     keys.revoke("alice", actor="four")
@@ -191,6 +191,13 @@ def test_every_change_is_in_the_audit_log_with_who_did_it_and_no_secret(keys: Ke
         ("four", "revoke key", key.id),
         ("five", "delete key", key.id),
     ]
+    assert entries[4].detail == {
+        "name": "alice",
+        "permissions": list(ORDINARY),
+        "models": ["a"],
+        "limits": {"burst": 2},
+        "expires": 9e9,
+    }
     assert entries[3].detail == {"limits": {"burst": 3}}
     assert first not in str(entries)
     assert second not in str(entries)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from openai_gateway.access import ledgers as module
+from openai_gateway.access import shared
 from openai_gateway.access.ledgers import SWEEP, Charge, Failover, LocalLedgers
 from openai_gateway.access.limits import SECOND, Rate
 from openai_gateway.access.shared import SharedFailed
@@ -169,6 +171,39 @@ async def test_a_lock_that_is_never_given_back_is_a_failure_and_then_a_share_of_
             taken = [(await ledgers.reserve([one()])).taken for _ in range(10)]
         assert taken.count(True) == 2
         assert len(caplog.records) == 1
+    other.close()
+    await ledgers.close()
+
+
+async def test_what_was_used_is_counted_though_the_file_was_locked_when_it_was_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.001)
+    monkeypatch.setattr(module, "TRIES", 10_000)
+    ledgers = LocalLedgers(tmp_path / "limits.db")
+    reply = await ledgers.reserve([one(amount=10)])
+    with sqlite3.connect(tmp_path / "limits.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        settling = asyncio.create_task(ledgers.settle(reply, 3))
+        while ledgers._file._db is not None:  # until the first try has failed
+            await asyncio.sleep(0.001)
+    other.close()
+    await settling
+    assert (await ledgers.reserve([one(amount=0)])).ledgers[0].slots[2][1::2] == [3]
+    await ledgers.close()
+
+
+async def test_what_cannot_be_settled_is_given_up_after_some_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(shared, "PATIENCE", 0.0)
+    ledgers = LocalLedgers(tmp_path / "limits.db")
+    reply = await ledgers.reserve([one(amount=10)])
+    with sqlite3.connect(tmp_path / "limits.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SharedFailed, match="locked"):
+            await ledgers.settle(reply, 3)
     other.close()
     await ledgers.close()
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from openai_gateway.access import places as module
+from openai_gateway.access import shared
 from openai_gateway.access.places import Places
+from tests.access.full_disk import full_disk
 from tests.support import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +36,41 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+ASKER = """
+import asyncio, sys
+from pathlib import Path
+from openai_gateway.access.places import Places
+
+async def main():
+    places = Places(Path(sys.argv[1]))
+    async with places.taken("a", 1) as had:
+        print(had)
+    await places.close()
+
+asyncio.run(main())
+"""
+
+
+def another_has(file: Path) -> bool:
+    """Whether another process gets the only place."""
+    command = [sys.executable, "-c", ASKER, str(file)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+@contextlib.contextmanager
+def busy(file: Path) -> Iterator[None]:
+    """The file is locked by somebody else for as long as the block runs."""
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def recovered(places: Places) -> None:
+    """The file works again, and has what was lent meanwhile."""
+    assert places._recovery is not None
+    await asyncio.wait_for(places._recovery, 60)
 
 
 def holder(file: Path) -> subprocess.Popen[str]:
@@ -101,3 +142,110 @@ async def test_where_the_file_fails_a_process_counts_for_itself(tmp_path: Path) 
     for _ in range(2):
         assert await have(places, *"aaaa") == [True, True, True, False]
     await places.close()
+
+
+async def test_a_place_that_could_not_be_given_back_at_once_is_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    file = tmp_path / "limits.db"
+    places = Places(file)
+    async with AsyncExitStack() as stack:
+        assert await stack.enter_async_context(places.taken("a", 1))
+        with busy(file):
+            await stack.aclose()
+            assert await have(places, *"aa", most=1) == [True, False]
+    await recovered(places)
+    assert another_has(file)
+    assert await have(places, *"aa", most=1) == [True, False]
+    await places.close()
+
+
+async def test_a_place_has_been_given_back_when_its_block_is_over(tmp_path: Path) -> None:
+    places = Places(tmp_path / "limits.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "limits.db")) as db:
+        async with places.taken("a", 1):
+            assert db.execute("SELECT name, taken FROM place").fetchall() == [("a", 1)]
+        assert db.execute("SELECT name, taken FROM place").fetchall() == []
+    await places.close()
+
+
+async def test_a_place_is_free_again_before_the_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "PATIENCE", 60.0)
+    file = tmp_path / "limits.db"
+    places = Places(file)
+    async with AsyncExitStack() as stack:
+        assert await stack.enter_async_context(places.taken("a", 1))
+        with busy(file):
+            returning = asyncio.create_task(stack.aclose())
+            await asyncio.sleep(0.01)
+        assert await have(places, "a", most=1) == [True]  # nobody else has looked at the file since
+        await returning
+    await places.close()
+
+
+async def test_places_lent_while_the_file_failed_count_when_it_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    file = tmp_path / "limits.db"
+    places = Places(file)
+    await have(places, "a")
+    with busy(file):
+        block = places.taken("a", 1)
+        assert await block.__aenter__()
+    await recovered(places)
+    assert not another_has(file)
+    assert await have(places, "a", most=1) == [False]
+    await block.__aexit__(None, None, None)
+    assert another_has(file)
+    await places.close()
+
+
+async def test_places_count_in_the_next_file_when_theirs_is_removed(tmp_path: Path) -> None:
+    file = tmp_path / "limits.db"
+    places = Places(file)
+    async with places.taken("a", 1):
+        file.unlink()
+        await have(places, "b")
+        assert not another_has(file)
+    assert another_has(file)
+    await places.close()
+
+
+async def test_a_file_that_failed_is_left_alone_for_a_while_so_that_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 3600.0)
+    file = tmp_path / "limits.db"
+    places = Places(file)
+    await have(places, "a")
+    with busy(file):
+        assert await have(places, *"aaaa") == [True, True, True, False]
+    async with places.taken("a", 3) as had:
+        assert had
+        with contextlib.closing(sqlite3.connect(file)) as db:
+            assert db.execute("SELECT * FROM place").fetchall() == []
+    await places.close()
+
+
+async def test_a_disk_that_is_full_is_told_of_once_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    file = tmp_path / "limits.db"
+    places = Places(file)
+    await have(places, "a")
+    other = Places(file)  # as in another process: what SQLite keeps beside the file is there already
+    await have(other, "b")
+    with full_disk(file.with_name("limits.db-wal").stat().st_size):
+        for _ in range(5):
+            assert await have(places, *"aaaa") == [True, True, True, False]
+            await asyncio.sleep(0.02)
+        (record,) = caplog.records
+        assert "limits.db: disk I/O error;" in record.getMessage()
+    await recovered(places)
+    assert len(caplog.records) == 2
+    assert await have(places, *"aaaa") == [True, True, True, False]
+    await places.close()
+    await other.close()

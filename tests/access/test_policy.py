@@ -10,7 +10,8 @@ import httpx2
 import pytest
 from psutil import Process
 
-from openai_gateway.access.keys import Key, everything
+from openai_gateway.access.auth import MASTER
+from openai_gateway.access.keys import Key
 from openai_gateway.access.policy import quotas_of
 from openai_gateway.models_file import read_models
 from openai_gateway.settings import Settings, SettingsError
@@ -18,7 +19,6 @@ from openai_gateway.types import Limits
 from tests.support import Server, running
 
 STORED = Key(id="key_a", name="a", shown="", permissions=(), created=1.0)
-MASTER = everything("m", "master")
 
 
 @pytest.fixture(autouse=True)
@@ -113,5 +113,5 @@ def test_a_model_has_limits_in_models_yaml_and_those_without_effect_are_refused(
     file.write_text("models: [{id: a, path: org/a, limits: {requests_per_minute: 5, concurrency: 2}}]")
     assert read_models(Settings())[0].limits == Limits(requests_per_minute=5, concurrency=2)
     file.write_text("models: [{id: a, path: org/a, limits: {burst: 5}}]")
-    with pytest.raises(SettingsError, match="a: limits: `burst` needs `requests_per_minute`"):
+    with pytest.raises(SettingsError, match="line 1: limits: `burst` needs `requests_per_minute`"):
         read_models(Settings())

@@ -4,6 +4,8 @@ that says what the test wants."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from openai_gateway.access import ledgers, shared
 from openai_gateway.access.estimate import estimate
 from openai_gateway.access.keys import Key
 from openai_gateway.access.ledgers import Charge, LocalLedgers, Reply
@@ -72,6 +75,8 @@ class Scripted:
         tokens, _, fate = str(request.prompt).partition(" ")
         if fate == "refused":
             raise ModelFailed("no")
+        if fate == "waits":
+            yield Started(10, queued=True)
         yield Started(10)
         for number in range(int(tokens)):
             if fate == "fails" and number == 5:
@@ -179,7 +184,15 @@ async def test_what_is_reserved_is_gone_while_it_runs(scene: Scene, caller: Call
 
 @pytest.mark.parametrize(
     ("prompt", "leave_after", "used"),
-    [("900", 8, 17), ("900 fails", 10**9, 15), ("900 refused", 10**9, 0), ("900", 1, 10)],
+    [
+        ("900", 8, 17),
+        ("900 fails", 10**9, 15),
+        ("900 refused", 10**9, 0),
+        ("900", 1, 10),
+        ("900 waits", 1, 0),
+        ("900 waits", 2, 10),
+        ("900 waits", 9, 17),
+    ],
 )
 async def test_who_leaves_or_gets_an_error_pays_for_what_there_was(
     scene: Scene, caller: Caller, prompt: str, leave_after: int, used: int
@@ -189,6 +202,23 @@ async def test_who_leaves_or_gets_an_error_pays_for_what_there_was(
     except GatewayError as error:
         assert isinstance(error, ModelFailed)
     assert await scene.left(caller) == 10_000 - used
+
+
+async def test_what_cannot_be_settled_is_told_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared, "PATIENCE", 0.0)
+    monkeypatch.setattr(ledgers, "PAUSE", 0.0)
+    file = tmp_path / "limits.db"
+    quotas = Quotas(LocalLedgers(file), Places(file), defaults=Limits(tokens_per_minute=100))
+    asked = CompletionRequest(model="m", prompt="x", owner=KEY.id)
+    with quotas.caller(KEY), contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        async with quotas.charge(ModelSpec(id="m", path="m"), [asked]):
+            other.execute("BEGIN IMMEDIATE")
+        await asyncio.gather(*quotas._settling)
+    (record,) = caplog.records
+    assert "database is locked; tokens stay reserved until their time is over" in record.getMessage()
+    await quotas.close()
 
 
 async def test_who_is_cancelled_keeps_nothing_reserved(scene: Scene, caller: Caller) -> None:
@@ -300,8 +330,7 @@ async def test_so_many_requests_of_a_model_are_in_progress(tmp_path: Path) -> No
         await anext(events)
         with pytest.raises(RateLimited, match="the model `m`: 1 requests in progress"):
             await scene.ask("1", most=10)
-    await asyncio.sleep(0)
-    await scene.ask("1", most=10)
+    await scene.ask("1", most=10)  # at once: when an answer is over, it is not in progress any more
     await scene.quotas.close()
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openai_gateway.access import ledgers as module
+from openai_gateway.access import redis_ledgers
 from openai_gateway.access.ledgers import Charge, Failover, LocalLedgers
 from openai_gateway.access.limits import PARTS, SECOND, WINDOWS, Ledger, Rate
 from openai_gateway.access.redis_ledgers import PREFIX, RedisLedgers
@@ -168,6 +169,27 @@ async def test_what_a_reservation_takes_after_it_was_given_up_is_given_back(
         server.go_on()
     await other.close()  # waits for the reply
     assert (await shared.reserve(all_ten)).taken
+
+
+async def test_what_was_used_is_counted_though_redis_answers_late_and_more_wait_than_there_are_connections(
+    server: RedisServer, shared: RedisLedgers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_ledgers, "LATE", PATIENT)
+    impatient = RedisLedgers(server.url, 0.04)
+    impatient._timeout = PATIENT
+    charges = [Charge(f"key {number}", Rate(day=1000), 100) for number in range(2 * redis_ledgers.CONNECTIONS)]
+    replies = [await impatient.reserve([charge]) for charge in charges]
+    impatient._timeout = 0.04
+    server.hang()
+    try:
+        settling = [asyncio.create_task(impatient.settle(reply, 3)) for reply in replies]
+        await asyncio.sleep(0.2)
+    finally:
+        server.go_on()
+    await asyncio.gather(*settling)
+    looked = await shared.reserve([charge._replace(amount=0) for charge in charges])
+    assert [ledger.slots[2][1::2] for ledger in looked.ledgers] == [[3]] * len(charges)
+    await impatient.close()
 
 
 class Proxy:

@@ -12,6 +12,7 @@ import pytest
 from openai_gateway.access.ledgers import Charge, LocalLedgers
 from openai_gateway.access.limits import Rate
 from openai_gateway.access.shared import SharedFailed, SharedFile
+from tests.access.full_disk import full_disk
 
 pytestmark = pytest.mark.anyio
 
@@ -98,3 +99,22 @@ async def test_a_folder_that_somebody_keeps_locked_is_a_failure(tmp_path: Path) 
     async with other.transaction():
         pass
     other.close()
+
+
+async def test_a_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
+    def prepare(db: sqlite3.Connection) -> None:
+        db.execute("CREATE TABLE IF NOT EXISTS a (b)")
+
+    file = tmp_path / "limits.db"
+    shared = SharedFile(file, prepare)
+    async with shared.transaction() as db:
+        db.execute("INSERT INTO a VALUES (1)")
+    with (
+        full_disk(file.with_name("limits.db-wal").stat().st_size),
+        pytest.raises(SharedFailed, match=r"limits\.db: .*disk"),
+    ):
+        async with shared.transaction() as db:
+            db.execute("INSERT INTO a VALUES (2)")
+    async with shared.transaction() as db:
+        assert db.execute("SELECT b FROM a").fetchall() == [(1,)]
+    shared.close()

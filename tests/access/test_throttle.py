@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from queue import Queue
+from typing import Any, Literal
 
 import httpx2
 import openai
@@ -20,12 +25,15 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Asgi
 
 from openai_gateway.access import throttle
-from openai_gateway.access.keys import Key, everything
+from openai_gateway.access.auth import MASTER
+from openai_gateway.access.keys import Key
 from openai_gateway.access.ledgers import LocalLedgers
 from openai_gateway.access.limits import SECOND
 from openai_gateway.access.places import Places
 from openai_gateway.access.quotas import Quotas
 from openai_gateway.access.throttle import Throttle, duration
+from openai_gateway.server import Bounds, Server
+from openai_gateway.sse import EventStream, frame
 from openai_gateway.types import Limits
 
 pytestmark = pytest.mark.anyio
@@ -79,19 +87,33 @@ class Scene:
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._answer, methods=["POST"]),
+                Route("/v1/completions", self._stream, methods=["POST"]),
                 Route("/v1/models", self._answer),
                 Route("/admin/keys", self._answer, methods=["POST"]),
                 Route("/health", self._answer),
             ],
             middleware=[Middleware(Named, keys=keys or {"a": stored("a")}), Middleware(Throttle, quotas=self.quotas)],
+            lifespan=self._life,
         )
         transport = httpx2.ASGITransport(self.app)
         self.http = httpx2.AsyncClient(transport=transport, base_url="http://gateway")
+
+    @contextlib.asynccontextmanager
+    async def _life(self, _: Starlette) -> AsyncIterator[None]:
+        """Of a real server, whose thread the files belong to."""
+        yield
+        await self.quotas.close()
 
     async def _answer(self, request: Request) -> Response:
         await request.body()
         await self.held.wait()
         return Response(b"{}", media_type="application/json")
+
+    async def _stream(self, _: Request) -> Response:
+        async def chunks() -> AsyncGenerator[bytes]:
+            yield frame(b"{}")
+
+        return EventStream(chunks(), keep_alive=0)
 
     async def ask(self, key: str = "a", path: str = "/v1/chat/completions") -> httpx2.Response:
         return await self.http.post(path, headers={"key": key}, json={})
@@ -203,14 +225,14 @@ async def test_a_key_has_its_own_limits_and_others_for_the_rest(tmp_path: Path) 
 async def test_whose_requests_are_limited(
     tmp_path: Path, limited: Literal["keys", "all", "none"], expected: list[int]
 ) -> None:
-    scene = Scene(tmp_path, {"a": stored("a"), "m": everything("m", "master")}, limited=limited)
+    scene = Scene(tmp_path, {"a": stored("a"), "m": MASTER}, limited=limited)
     assert [(await scene.asks(20, key)).count(200) for key in "am"] == expected
     assert not scene.quotas._callers
     await scene.quotas.close()
 
 
 async def test_what_all_may_do_together_holds_for_master_keys_as_well(tmp_path: Path) -> None:
-    keys = {"a": stored("a"), "m": everything("m", "master")}
+    keys = {"a": stored("a"), "m": MASTER}
     scene = Scene(tmp_path, keys, everybody=Limits(requests_per_minute=12))
     assert (await scene.asks(20, "a")).count(200) == 10
     refused = [response for response in [await scene.ask("m") for _ in range(4)] if response.status_code == 429]
@@ -250,6 +272,34 @@ async def test_g06_of_a_thousand_at_once_those_beyond_the_cap_are_refused_before
     scene.held.set()
     assert [(await task).status_code for task in waiting].count(200) == 8
     await scene.quotas.close()
+
+
+@contextlib.contextmanager
+def serving(app: ASGIApp) -> Iterator[int]:
+    """The port of a real server in a thread of its own."""
+    urls: Queue[str] = Queue()
+    options: Any = {"host": "127.0.0.1", "port": 0, "bounds": Bounds(), "drain_timeout": 0.1}
+    server = Server(app, **options, on_drain=lambda: None, ready=urls.put)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield int(urls.get(timeout=60).rpartition(":")[2])
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_whoever_asks_again_at_the_end_of_an_answer_finds_himself_no_longer_in_progress(
+    tmp_path: Path, path: str
+) -> None:
+    """What is asked on one connection is begun with the end of the answer before it."""
+    asked = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n".encode()
+    app = Scene(tmp_path, defaults=Limits(concurrency=1)).app
+    with serving(app) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(7 * asked + asked.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        answers = b"".join(iter(partial(client.recv, 65_536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200"] * 8
 
 
 def test_durations_are_those_of_go() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from openai_gateway.access.keys import KeyStore, Usage, everything
+from openai_gateway.access.auth import MASTER
+from openai_gateway.access.keys import KeyStore, Usage
 from openai_gateway.access.store import Store
 from openai_gateway.access.usage import UsageCounts
 from openai_gateway.observe.performance import Performance
@@ -74,7 +75,7 @@ async def test_for_a_key_that_is_not_in_the_store_there_is_nothing_to_write(stor
     counts = UsageCounts(KeyStore(store))
     performance = Performance()
     performance.subscribe(counts.measured)
-    for owner in ("", everything("0123456789abcdef", "master").id):
+    for owner in ("", MASTER.id):
         request = CompletionRequest(model="m", prompt="hi", owner=owner)
         with performance.watch(ModelSpec(id="m", path="m"), request) as seen:
             seen.add(Started(5))

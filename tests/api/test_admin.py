@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import Any
 
 import httpx2
 import pytest
 from pydantic import SecretStr
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from openai_gateway.access.audit import Audit
+from openai_gateway.access.auth import MASTER
+from openai_gateway.access.keys import KeyStore
+from openai_gateway.access.store import Store
+from openai_gateway.access.usage import UsageCounts
+from openai_gateway.api.admin import Admin
+from openai_gateway.api.admin_keys import AdminKeys
+from openai_gateway.api.envelope import EXCEPTION_HANDLERS
 from openai_gateway.app import create_app
+from openai_gateway.registry import Registry
 from openai_gateway.settings import Settings
+from openai_gateway.types import Event, Limits, ModelInfo, ModelSpec, Started, Stats
 from tests.support import MODEL, Guarded
 
 
@@ -91,6 +106,53 @@ def test_another_models_yaml_is_taken_without_a_restart(guarded: Guarded) -> Non
     finally:
         file.write_text(good)
         assert act(guarded, "/admin/reload").status_code == 200
+
+
+class Slow:
+    """Is loaded when the test says so."""
+
+    info: ModelInfo | None = None
+    stats: Stats | None = None
+    restarts = 0
+
+    def __init__(self, loading: asyncio.Event, go_on: asyncio.Event, *_: object) -> None:
+        self._loading = loading
+        self._go_on = go_on
+
+    async def start(self, _: object) -> ModelInfo:
+        self._loading.set()
+        await self._go_on.wait()
+        return ModelInfo(
+            context_length=1, vocab_size=1, architecture="x", reasoning="hint", chat_template=True,
+            fill_in_the_middle=False, parameters=1, pid=1, revision="1",
+        )  # fmt: skip
+
+    async def generate(self, _: object, __: object) -> AsyncGenerator[Event]:
+        yield Started(1)
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_taken_off_the_list_while_it_is_loaded_is_not_found(tmp_path: Path) -> None:
+    loading, go_on = asyncio.Event(), asyncio.Event()
+    a, b = ModelSpec(id="a", path="a"), ModelSpec(id="b", path="b")
+    store = Store(tmp_path / "keys.db")
+    keys = AdminKeys(KeyStore(store), UsageCounts(KeyStore(store)), Limits())
+    registry = Registry([a, b], Settings(), find=lambda _: partial(Slow, loading, go_on))
+    admin = Admin(registry, Settings(), keys, Audit(store), lambda: [a], {})
+    app = Starlette(routes=admin.routes, exception_handlers=EXCEPTION_HANDLERS)
+
+    async def known(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "state": {"key": MASTER}}, receive, send)
+
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(known), base_url="http://gateway") as http:
+        loaded = asyncio.create_task(http.post("/admin/models/b/load", json={}))
+        await loading.wait()
+        assert (await http.post("/admin/reload", json={})).status_code == 200
+        go_on.set()
+        refusal = await loaded
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_what_would_reach_one_of_several_processes_is_refused(tmp_path: Path) -> None:

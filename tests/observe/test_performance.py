@@ -41,7 +41,7 @@ def answered(performance: Performance, clock: Clock, seconds: float = 1.0) -> Me
 
 def test_times_and_tokens_of_a_request_are_measured(clock: Clock) -> None:
     with Performance(clock).watch(SPEC, CHAT) as seen:
-        seen.add(Started(10))
+        seen.add(Started(10, queued=True))
         clock.now += 1
         seen.add(Started(10, 4))
         seen.add(Progress(5, 10))
@@ -84,6 +84,12 @@ def test_what_never_came_has_no_time(clock: Clock) -> None:
         seen.add(Started(10))
     assert (seen.time_to_first_token, seen.time_per_output_token) == (None, None)
     assert answered(Performance(clock), clock).time_per_output_token is None
+
+
+def test_of_a_prompt_that_never_left_the_queue_nothing_was_read(clock: Clock) -> None:
+    with Performance(clock).watch(SPEC, CHAT) as seen:
+        seen.add(Started(10, answer="miss", queued=True))
+    assert (seen.prompt_tokens, seen.answer) == (0, "miss")
 
 
 @pytest.mark.parametrize(
