@@ -53,9 +53,13 @@ class Limits:
 
     @property
     def logits(self) -> int:
-        """Most logits to compute for the sake of the last one of a prompt. So many take about as long as what they
-        spare: a pass of its own for the last token, which reads all weights."""
+        """Most logits, and scores, to compute for the sake of the last ones of a prompt. So many take about as long as
+        what they spare: a pass of its own for the last token, which reads all weights."""
         return max(FEW_LOGITS, min(MANY_LOGITS, self.weights // 256))
+
+    def scores(self, length: int) -> int:
+        """How many a layer keeps of a token that looks at so many; none where a kernel of the device keeps none."""
+        return self.footprint.scores * length // 4
 
     def refuses(self, rows: int, length: int) -> bool:
         """Whether so many rows can never run, also with nothing beside them."""

@@ -24,7 +24,7 @@ class Prefill:
         self._model = model
         self._limits = limits
         self._keeping = keeping
-        self._one_pass = limits.logits // vocabulary
+        self._vocabulary = vocabulary
         self._totals = totals
         self._pace = 0.0
         """Tokens read in a second, when many were read last."""
@@ -66,13 +66,21 @@ class Prefill:
         ending, long = prompts.next_to_read(entered, room, self._limits.fitting, oldest=self._oldest)
         self._oldest ^= long is not None
         # A prompt with several choices becomes several rows, and so is alone.
-        together = prompts.groups([reading for reading in ending if len(reading.rows) == 1], self._one_pass)
+        singles = [reading for reading in ending if len(reading.rows) == 1]
+        together = prompts.groups(singles, one_pass=self._in_one_pass(singles))
         groups = [[reading] for reading in ending if len(reading.rows) > 1] + together
         if long is None:
             return [] if len(ending) < rows and self._rests() else groups, None, 0
         room -= sum(reading.left for reading in ending)
         room = max(room, min(LEAST, self._limits.prefill_step))
         return groups, long, long.part(min(room, self._limits.fitting(long.done)))
+
+    def _in_one_pass(self, group: list[Reading]) -> bool:
+        """Whether one pass for all that is left of these prompts is faster than one more for their last tokens, which
+        spares the others their logits, and their scores in the last layer."""
+        longest = max((reading.left for reading in group), default=0)
+        end = max((len(reading.tokens) for reading in group), default=0)
+        return len(group) * longest * (self._vocabulary + self._limits.scores(end)) <= self._limits.logits
 
     def _rests(self) -> bool:
         """Whether those who wait, fewer than those who decode, are to wait for more, as small packets do by Nagle's
@@ -115,14 +123,14 @@ class Prefill:
         if len(group) > 1:
             return self._together(group)
         (reading,) = group
-        logits = prompts.read_rest(self._model, reading, self._one_pass)
+        logits = prompts.read_rest(self._model, reading, one_pass=self._in_one_pass(group))
         self._keeping.part(reading)
         self.readings.remove(reading)
         cache, reading.cache = reading.cache, []
         return prompts.begin(self._model, group, cache, logits)
 
     def _together(self, group: list[Reading]) -> Decoding:
-        cache, logits = prompts.read_together(self._model, group, self._one_pass)
+        cache, logits = prompts.read_together(self._model, group, one_pass=self._in_one_pass(group))
         self.readings[:] = [reading for reading in self.readings if reading not in group]
         newcomers = prompts.begin(self._model, group, cache, logits)
         for reading in group:

@@ -142,11 +142,10 @@ def next_to_read(
     return ending, part
 
 
-def groups(readings: Sequence[Reading], one_pass: int) -> list[list[Reading]]:
-    """Those that one pass can read to their end. In two passes, rows of a last token only would sit out the first.
-
-    Of at most `one_pass` tokens, here and below, every logit may be computed for the sake of the last of each row.
-    """
+def groups(readings: Sequence[Reading], *, one_pass: bool) -> list[list[Reading]]:
+    """Those to read to their end together. `one_pass`, here and below, is to compute all logits for the sake of the
+    last of each row; else there is a pass that computes none, and one for last tokens. Rows of a last token only would
+    sit out the first."""
     if any(takes_padding(reading.cache) for reading in readings):
         by_length: dict[int, list[Reading]] = {}
         for reading in readings:
@@ -154,7 +153,7 @@ def groups(readings: Sequence[Reading], one_pass: int) -> list[list[Reading]]:
         return list(by_length.values())
     ones = [reading for reading in readings if reading.left == 1]
     others = [reading for reading in readings if reading.left > 1]
-    if _is_cheap([reading.left for reading in readings], one_pass):
+    if one_pass:
         ones, others = [*ones, *others], []
     return [group for group in (ones, others) if group]
 
@@ -167,17 +166,17 @@ def read_part(model: Model, reading: Reading, count: int) -> None:
     reading.done += count
 
 
-def read_rest(model: Model, reading: Reading, one_pass: int) -> mx.array:
+def read_rest(model: Model, reading: Reading, *, one_pass: bool) -> mx.array:
     """Reads all that is left; the logits [1, V] after the last token."""
-    logits = _last_logits(model, [reading.tokens[reading.done :]], reading.cache, one_pass)
+    logits = _last_logits(model, [reading.tokens[reading.done :]], reading.cache, one_pass=one_pass)
     reading.done = len(reading.tokens)
     return logits
 
 
-def read_together(model: Model, readings: Sequence[Reading], one_pass: int) -> tuple[Cache, mx.array]:
+def read_together(model: Model, readings: Sequence[Reading], *, one_pass: bool) -> tuple[Cache, mx.array]:
     """Reads all that is left of several prompts, one row each; their batch, and logits [B, V] after the last tokens."""
     cache = merge([reading.cache for reading in readings])
-    logits = _last_logits(model, [reading.tokens[reading.done :] for reading in readings], cache, one_pass)
+    logits = _last_logits(model, [reading.tokens[reading.done :] for reading in readings], cache, one_pass=one_pass)
     for reading in readings:
         reading.done, reading.cache = len(reading.tokens), []
     return cache, logits
@@ -194,20 +193,13 @@ def begin(model: Model, readings: Sequence[Reading], cache: Cache, logits: mx.ar
     return Decoding(model, rows, cache, logits, merged=len(rows) > 1)
 
 
-def _last_logits(model: Model, rest: list[list[int]], cache: Cache, one_pass: int) -> mx.array:
-    """One pass that computes every logit; or one that computes none, and one for last tokens."""
-    if _is_cheap([len(tokens) for tokens in rest], one_pass):
+def _last_logits(model: Model, rest: list[list[int]], cache: Cache, *, one_pass: bool) -> mx.array:
+    if one_pass or all(len(tokens) == 1 for tokens in rest):
         logits = _forward(model, rest, cache)
         return logits[mx.arange(len(rest)), mx.array([len(tokens) - 1 for tokens in rest])]
     _forward(model, [tokens[:-1] for tokens in rest], cache)
     mx.async_eval([layer.state for layer in cache])
     return model(mx.array([tokens[-1:] for tokens in rest]), cache=cache)[:, -1]
-
-
-def _is_cheap(lengths: Sequence[int], one_pass: int) -> bool:
-    """Whether all logits of one padded pass may be computed; those of single tokens are wanted anyway."""
-    longest = max(lengths, default=0)
-    return longest <= 1 or len(lengths) * longest <= one_pass
 
 
 def _forward(model: Model, rows: list[list[int]], cache: Cache) -> mx.array:

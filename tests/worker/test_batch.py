@@ -36,7 +36,7 @@ def begun(loaded: Loaded, tokens: list[int], **sampling: Any) -> Decoding:
     only = row(loaded, tokens, **sampling)
     reading = Reading(only.job, tokens, range(1), [only], loaded.make_cache())
     model = Float32(loaded.model)
-    logits = prompts.read_rest(model, reading, len(loaded.prompts.table))
+    logits = prompts.read_rest(model, reading, one_pass=True)
     return prompts.begin(model, [reading], reading.cache, logits)
 
 
@@ -246,7 +246,7 @@ def test_what_layers_count_and_nobody_reads_is_computed_now_and_then(
     rows = [row(loaded, prompt(10, seed), max_tokens=100) for seed in (1, 2)]
     readings = [Reading(one.job, one.job.tokens, range(1), [one], loaded.make_cache()) for one in rows]
     model = Float32(loaded.model)
-    cache, logits = prompts.read_together(model, readings, len(loaded.prompts.table))
+    cache, logits = prompts.read_together(model, readings, one_pass=True)
     both = prompts.begin(model, readings, cache, logits)
     steps(both, 40)
     counted = batches.counts(cache)

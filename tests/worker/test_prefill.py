@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from openai_gateway.worker import prefill
-from openai_gateway.worker.admission import LEAST
+from openai_gateway.worker.admission import FEW_LOGITS, LEAST
 from openai_gateway.worker.load import Loaded
 from tests.worker.session import Session, greedy, prompt
 
@@ -37,6 +38,19 @@ def test_a_prompt_that_is_read_at_once_tells_how_long_reading_takes_as_well(llam
     session.ask(prompt(LEAST), 2)
     session.ask(prompt(64), 2)
     assert parts(session) == [(1, LEAST), (1, 64)]
+
+
+def test_last_tokens_get_a_pass_of_their_own_where_weights_are_read_sooner_than_logits_and_scores_are_computed(
+    llama: Loaded,
+) -> None:
+    session = Session(llama, prefill_step=512)
+    session.engine._prefill._limits = replace(session.engine._prefill._limits, weights=1)
+    for length, passes in ((300, [(1, 300), (1, 1)]), (310, [(1, 309), (1, 1)])):
+        # Each token of a prompt has 258 logits, and in a layer of two heads two scores for each token before it.
+        assert (length * (258 + 2 * length) <= FEW_LOGITS) is (length == 300)
+        assert session.ask(prompt(length), 2) == greedy(llama, prompt(length), 2)
+        assert session.model.shapes[:2] == passes
+        session.model.shapes.clear()
 
 
 def test_running_answers_are_not_held_up_by_the_first_prompt_of_more_than_few_tokens(llama: Loaded) -> None:
