@@ -125,7 +125,9 @@ def test_log_probabilities_of_a_long_prompt_are_the_same_in_a_stream_as_in_one_p
         assert mine[0]["text"] == asked["prompt"]
         assert "".join(part["text"] for part in mine) == choice["text"]
         for name, values in choice["logprobs"].items():
-            assert [value for part in mine for value in part["logprobs"][name]] == values
+            # A prompt is read in parts as long as there is time for: sums in another order differ in the last digits.
+            near = [pytest.approx(each, abs=1e-3) if isinstance(each, float | dict) else each for each in values]
+            assert [value for part in mine for value in part["logprobs"][name]] == near
 
 
 @pytest.mark.anyio
