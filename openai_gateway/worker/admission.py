@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from openai_gateway.worker.batch import Decoding
-from openai_gateway.worker.memory import Footprint
+from openai_gateway.worker.memory import SCORE, Footprint
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.reading import Reading
 from openai_gateway.worker.rows import Row
@@ -59,7 +59,7 @@ class Limits:
 
     def scores(self, length: int) -> int:
         """How many a layer keeps of a token that looks at so many; none where a kernel of the device keeps none."""
-        return self.footprint.scores * length // 4
+        return self.footprint.scores // SCORE * length
 
     def refuses(self, rows: int, length: int) -> bool:
         """Whether so many rows can never run, also with nothing beside them."""
