@@ -54,7 +54,9 @@ class Decoding:
         self._merged = merged
         self._steps = 0
         self._pending, self._entries = choose(logits, rows, None)
-        mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
+        self._first = True
+        """Whether tokens are pending that are their rows' first."""
+        self._launch()
 
     @property
     def longest(self) -> int:
@@ -67,7 +69,11 @@ class Decoding:
         return sum(cache.nbytes for cache in self._cache)
 
     def step(self) -> list[tuple[Row, int, Scored | None]]:
-        """The newest token of each row. Those behind them are being computed when this returns."""
+        """The newest token of each row. Those behind them are being computed when this returns.
+
+        Not yet behind first tokens, where `launching_waits`: nobody is to wait for two passes.
+        """
+        self._launch()
         pending, entries = self._pending, self._entries
         tokens: list[int] | None = None
         if not all(row.complete for row in self.rows):
@@ -79,7 +85,9 @@ class Decoding:
                 mx.async_eval(logits)
                 tokens = self._told(pending)
             self._pending, self._entries = choose(logits, self.rows, pending)
-            mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
+            if not (self._first and launching_waits()):
+                self._launch()
+            self._first = False
             self._steps += 1
             if self._merged and self._steps % SETTLED == 0:
                 mx.async_eval(counts(self._cache))
@@ -87,6 +95,10 @@ class Decoding:
             tokens = self._told(pending)
         scored = {row: entry for some in entries for row, entry in some.read().items()}
         return [(row, token, scored.get(row)) for row, token in zip(self.rows, tokens, strict=True)]
+
+    def _launch(self) -> None:
+        """Have what is pending computed, if it is not."""
+        mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
 
     def _told(self, pending: mx.array) -> list[int]:
         """Tokens, read from the device, of which the rows' guides know now."""
@@ -135,6 +147,7 @@ class Decoding:
         self.rows += other.rows
         self._pending = mx.concatenate([self._pending, other._pending])
         self._entries += other._entries
+        self._first |= other._first
 
     def _merge(self) -> None:
         if not self._merged:
@@ -159,6 +172,11 @@ class Decoding:
             return self._cache
         place = self.rows.index(row)
         return [extracted(cache, place) for cache in self._cache]
+
+
+def launching_waits() -> bool:
+    """Whether `async_eval` returns when nearly all is computed: on a CPU, mlx lets some hundred operations wait."""
+    return mx.default_device() == mx.Device(mx.cpu)
 
 
 def choose(logits: mx.array, rows: Sequence[Row], newest: mx.array | None) -> tuple[mx.array, list[Entries]]:

@@ -125,6 +125,29 @@ def test_a_batch_whose_rows_have_all_their_tokens_computes_nothing_more(llama: L
     assert batch.rows[0].stored == 11
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_first_tokens_are_reported_before_a_pass_that_would_hold_them_up(
+    llama: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.setattr(batches, "launching_waits", lambda: waits)
+    batch = begun(llama, prompt(10))
+    launched = []
+    for newcomers in (None, prompt(20), None):
+        if newcomers:
+            batch.extend(begun(llama, newcomers))
+        steps(batch, 1)
+        launched.append(is_launched(batch, tmp_path))
+    assert launched == [not waits, not waits, True]
+    for one, count in zip(batch.rows, (3, 2), strict=True):
+        assert said(one) == greedy(llama, one.job.tokens, count)
+
+
+def is_launched(batch: Decoding, folder: Path) -> bool:
+    """Whether the tokens behind the reported ones are on their way: nothing is known then of what they come from."""
+    mx.export_to_dot(str(folder / "graph.dot"), batch._pending)
+    return "ArgReduce" not in (folder / "graph.dot").read_text()
+
+
 def test_only_rows_that_ask_get_log_probabilities_and_their_own(llama: Loaded) -> None:
     batch = begun(llama, prompt(10))
     batch.extend(begun(llama, prompt(11), logprobs=2))
