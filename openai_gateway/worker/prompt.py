@@ -5,7 +5,8 @@ Works on its own thread beside the engine's loop: it reads the tokenizer and nev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -288,4 +289,12 @@ class Prompts:
     def _turns(self, tokens: list[int]) -> tuple[int, ...]:
         """Where the token stands with which messages begin: by all templates that have one, the first or second."""
         opener = next((token for token in tokens[:2] if self.table.is_special(token) and tokens.count(token) > 1), None)
-        return tuple(place for place, token in enumerate(tokens) if token == opener and place > 1)
+        return () if opener is None else tuple(_places(tokens, opener))
+
+
+def _places(tokens: list[int], token: int) -> Iterator[int]:
+    """Where a token stands behind the first two."""
+    place = 1
+    with suppress(ValueError):  # it stands nowhere any more
+        while True:
+            yield (place := tokens.index(token, place + 1))

@@ -11,7 +11,7 @@ import inspect
 import re
 from array import array
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final
 
 from cachetools import LRUCache
@@ -68,7 +68,7 @@ class Segments:
                 found[part] = tokens = array("I", ids)
                 if len(tokens) <= TOKENS:
                     self._kept[owner, part] = tokens
-        return [token for part in parts for token in found[part] or ()]
+        return list(chain.from_iterable(found[part] or () for part in parts))
 
 
 def _source(tokenizer: Any) -> str:
