@@ -52,7 +52,7 @@ def choose(wanted: str) -> Choice | None:
         return Choice({}, "the reference BLAS, as `blas: none` asks")
     for path in _candidates() if wanted == "auto" else [Path(wanted).expanduser().resolve()]:
         environment = preloading(path)
-        if _works(environment):
+        if offers("cblas_sgemm", environment):
             return Choice(environment, f"{path}, threads: {environment['OPENBLAS_NUM_THREADS']}")
         if wanted != "auto":
             raise ValueError(f"blas: {path} cannot be loaded, or has no cblas_sgemm")
@@ -66,6 +66,13 @@ def replaceable() -> bool:
     """
     wheels = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
     return sys.platform == "linux" and [name for name in wheels if any(distributions(name=name))] == ["mlx-cpu"]
+
+
+def offers(function: str, environment: dict[str, str]) -> bool:
+    """Whether a process that starts with it has the function: the loader only warns of what it cannot preload."""
+    probe = [sys.executable, "-I", "-S", "-c", f"import ctypes; ctypes.CDLL(None).{function}"]
+    done = subprocess.run(probe, env=os.environ | environment, capture_output=True)
+    return done.returncode == 0
 
 
 def preloading(library: Path) -> dict[str, str]:
@@ -123,10 +130,3 @@ def _rename(library: Path, copy: Path, tool: str) -> None:
         shutil.copyfile(library, made)
         subprocess.run([tool, "--rename-dynamic-symbols", names, made], check=True, capture_output=True)
         made.rename(copy)
-
-
-def _works(environment: dict[str, str]) -> bool:
-    """Whether a process that starts with it has the function: the loader only warns of what it cannot preload."""
-    probe = [sys.executable, "-I", "-S", "-c", "import ctypes; ctypes.CDLL(None).cblas_sgemm"]
-    done = subprocess.run(probe, env=os.environ | environment, capture_output=True)
-    return done.returncode == 0

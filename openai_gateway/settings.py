@@ -146,6 +146,9 @@ class Settings(BaseSettings):
     blas: Blas = Field(
         "auto", description="Linux, CPU only: the BLAS library that workers compute with; auto finds a fast one."
     )
+    allocator: Literal["auto", "none"] = Field(
+        "auto", description="Linux, CPU only: what workers take memory from; auto finds jemalloc."
+    )
     max_stall: Seconds = Field(0.2, description="Seconds, about, that reading prompts may hold up running answers.")
     wired_limit: bool = Field(
         False, description="macOS: keep weights and their room wired in memory; off, for it has caused kernel panics."

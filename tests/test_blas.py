@@ -127,7 +127,7 @@ def test_the_packages_library_is_made_fit_once_and_is_fast(tmp_path: Path, monke
 
 
 def test_workers_are_started_with_it_and_the_log_says_which(tmp_path: Path) -> None:
-    with running(tmp_path, blas=str(BUNDLED)) as server:
+    with running(tmp_path, blas=str(BUNDLED), allocator="none") as server:
         assert server.worker().environ()["LD_PRELOAD"] == str(BUNDLED)
         assert f"multiplies matrices with {BUNDLED}" in server.log.read_text()
         with server.sdk() as sdk:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from openai_gateway import blas
+from openai_gateway import preload
 from openai_gateway.address import Address
 from openai_gateway.bench.desk import Plan
 from openai_gateway.bench.load import Failed
 from openai_gateway.bench.run import Contender, Remote, Step
 from openai_gateway.bench.server import Server, meet
 from openai_gateway.bench.sheet import THROUGHPUT, Page
+from openai_gateway.blas import Choice
 
 DEMO = Path(__file__).parent.parent / "demo"
 START_TIMEOUT = 300.0
@@ -38,7 +39,7 @@ class Local:
     model: str
     batch: int = 64
     blas: str = "auto"
-    """As the gateway's setting: all are started with what it would choose for itself."""
+    """As the gateway's setting."""
     folder: Path = Path(".bench")
     """For the models that are made here, and for logs."""
     timeout: float = 600.0
@@ -47,9 +48,14 @@ class Local:
     def environment(self) -> dict[str, str]:
         """That of this process, but for the gateway's settings of what and where it serves."""
         found = {name: value for name, value in os.environ.items() if name.upper() not in OURS}
-        chosen = blas.choose(self.blas)
-        found |= chosen.environment if chosen else {}
-        return found | {"OPENAI_GATEWAY_MAX_BATCH": str(self.batch), "OPENAI_GATEWAY_BLAS": "none"}
+        found |= self.libraries.environment if self.libraries else {}
+        ours = {"MAX_BATCH": str(self.batch), "BLAS": "none", "ALLOCATOR": "none"}
+        return found | {f"OPENAI_GATEWAY_{name}": value for name, value in ours.items()}
+
+    @property
+    def libraries(self) -> Choice | None:
+        """What all are started with, as the gateway would choose it for itself."""
+        return preload.choose(self.blas, "auto")
 
 
 class _Counted(msgspec.Struct):

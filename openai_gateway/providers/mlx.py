@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import NamedTuple
 
-from openai_gateway import blas
+from openai_gateway import preload
 from openai_gateway.errors import Crowded, ModelFailed, QueueFull, SlowClient, Unavailable, WorkerDied, named
 from openai_gateway.logs import Logs
 from openai_gateway.providers.process import explain, kill, order, receive, start
@@ -71,8 +71,8 @@ class MLXProvider:
             return self._share
 
         worker = await Worker.spawn(self._spec, self._settings, asked)
-        if chosen := blas.choose(self._settings.blas):
-            logger.info("%s multiplies matrices with %s", self._spec.id, chosen.summary)
+        if chosen := preload.choose(self._settings.blas, self._settings.allocator):
+            logger.info("%s %s", self._spec.id, chosen.summary)
         self._worker.set_result(worker)
         self._supervisor = asyncio.create_task(self._supervise(worker))
         return worker.info
@@ -178,7 +178,7 @@ class Worker:
         """Start a process and wait until it has loaded the model, with the `share` that there is when its files are
         here. Raises `ModelFailed`, `Crowded`."""
         try:
-            chosen = await asyncio.to_thread(blas.choose, settings.blas)
+            chosen = await asyncio.to_thread(preload.choose, settings.blas, settings.allocator)
             process, ours = start(spec, Logs.of(settings), chosen.environment if chosen else {})
         except (OSError, ValueError) as error:
             logger.error("no worker can be started for %s: %s", spec.id, error)
