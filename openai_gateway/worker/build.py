@@ -58,6 +58,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         limits=Limits(
             max_batch=order.max_batch,
             prefill_step=order.prefill_step or _prefill_step(budget, loaded.model, snapshots=prefixes.needs_snapshots),
+            together=order.prefill_step or _together(budget),
             max_stall=order.max_stall,
             max_silence=order.max_silence,
             room=budget.room - kept,
@@ -80,9 +81,14 @@ def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
     no faster; so does latent attention (DeepSeek's) on any device, whose scores mlx-lm puts together itself. Where
     prompts are entered at `snapshots` alone, small parts leave more of them.
     """
-    if mx.default_device() == mx.Device(mx.cpu) or is_latent(model) or budget.reserve < RESERVE:
+    if mx.default_device() == mx.Device(mx.cpu) or is_latent(model):
         return 512
-    return 1024 if snapshots else 2048
+    return min(1024 if snapshots else 2048, _together(budget))
+
+
+def _together(budget: Budget) -> int:
+    """Most tokens of short prompts to read at a time: they have few scores, so that a CPU as well is faster then."""
+    return 2048 if budget.reserve >= RESERVE else 512
 
 
 def _try_out(loaded: Loaded) -> None:

@@ -53,6 +53,18 @@ def test_last_tokens_get_a_pass_of_their_own_where_weights_are_read_sooner_than_
         session.model.shapes.clear()
 
 
+def test_more_tokens_of_short_prompts_than_of_a_long_one_are_read_at_a_time(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64)
+    session.engine._prefill._limits = replace(session.engine._prefill._limits, together=200)
+    for id in range(6):
+        session.submit(id, prompt(40, id), 2)
+    session.submit(6, prompt(150), 2)
+    session.run()
+    assert parts(session) == [(5, 40), (1, LEAST), (1, 40 - LEAST), (1, 64), (1, 64), (1, 22)]
+    for id in range(6):
+        assert session.generated(id) == greedy(llama, prompt(40, id), 2)
+
+
 def test_running_answers_are_not_held_up_by_the_first_prompt_of_more_than_few_tokens(llama: Loaded) -> None:
     session = Session(llama, prefill_step=64, max_stall=ENOUGH)
     session.submit(0, prompt(5), 40)
