@@ -133,7 +133,9 @@ class Settings(BaseSettings):
     max_batch: Count = Field(64, description="Rows that a worker decodes together.")
     max_queue: Count = Field(256, description="Requests that may wait for a model; further ones get 429.")
     prefill_step: Count | None = Field(
-        None, description="Most prompt tokens read between two decode steps; by default 512, on GPUs up to 2048."
+        None,
+        description="Most prompt tokens read between two decode steps; by default 512, on GPUs and of several short "
+        "prompts up to 2048.",
     )
     memory: Memory = Field(
         "auto",

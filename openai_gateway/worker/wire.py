@@ -8,10 +8,12 @@ events is a heartbeat.
 
 from __future__ import annotations
 
+import io
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -102,12 +104,31 @@ def encode(message: ToWorker | FromWorker) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
+class _Arriving(io.RawIOBase):
+    """What arrives on a blocking socket.
+
+    Whoever waits in `recv` is woken by Linux also when the other side has read what was sent there: at every step.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._poll.poll()
+        return self._sock.recv_into(buffer)
+
+
 def frames(sock: socket.socket) -> Iterator[bytes]:
     """The bodies of the frames that arrive on a blocking socket, until the other side closes it.
 
     A frame that breaks off is none. Raises ValueError for one that is longer than `LIMIT`.
     """
-    with sock.makefile("rb", buffering=1 << 16) as stream:
+    with io.BufferedReader(_Arriving(sock), 1 << 16) as stream:
         while len(header := stream.read(HEADER.size)) == HEADER.size:
             (length,) = HEADER.unpack(header)
             if length > LIMIT:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 import threading
+import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -136,3 +139,32 @@ def test_a_frame_that_breaks_off_is_none(cut: int) -> None:
 def test_a_length_that_no_frame_has_is_an_error_before_anything_is_read() -> None:
     with pytest.raises(ValueError, match="frame of"):
         sent(wire.HEADER.pack(wire.LIMIT + 1), b"x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of threads")
+def test_who_waits_for_frames_sleeps_while_the_other_side_takes_what_it_was_sent() -> None:
+    ours, theirs = socket.socketpair()
+
+    def wait() -> None:
+        list(wire.frames(theirs))
+
+    with theirs:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        with ours:
+            ours.sendall(wire.encode(wire.Cancel(1)))
+            times = _slept(thread)
+            while (now := _slept(thread)) > times:  # until it waits for the next one
+                times = now
+            for _ in range(100):
+                theirs.sendall(b"x")
+                assert ours.recv(1) == b"x"
+            assert _slept(thread) - times < 10
+        thread.join()
+
+
+def _slept(thread: threading.Thread) -> int:
+    """How often it has gone to sleep, some time from now."""
+    time.sleep(0.2)
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
