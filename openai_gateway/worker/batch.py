@@ -56,6 +56,8 @@ class Decoding:
         self._pending, self._entries = choose(logits, rows, None)
         self._first = True
         """Whether tokens are pending that are their rows' first."""
+        self._held = False
+        """Whether what is pending is not being computed yet."""
         self._launch()
 
     @property
@@ -73,7 +75,8 @@ class Decoding:
 
         Not yet behind first tokens, where `launching_waits`: nobody is to wait for two passes.
         """
-        self._launch()
+        if self._held:
+            self._launch()
         pending, entries = self._pending, self._entries
         tokens: list[int] | None = None
         if not all(row.complete for row in self.rows):
@@ -85,9 +88,9 @@ class Decoding:
                 mx.async_eval(logits)
                 tokens = self._told(pending)
             self._pending, self._entries = choose(logits, self.rows, pending)
-            if not (self._first and launching_waits()):
+            self._held, self._first = self._first and launching_waits(), False
+            if not self._held:
                 self._launch()
-            self._first = False
             self._steps += 1
             if self._merged and self._steps % SETTLED == 0:
                 mx.async_eval(counts(self._cache))
@@ -97,7 +100,7 @@ class Decoding:
         return [(row, token, scored.get(row)) for row, token in zip(self.rows, tokens, strict=True)]
 
     def _launch(self) -> None:
-        """Have what is pending computed, if it is not."""
+        """Have what is pending computed."""
         mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
 
     def _told(self, pending: mx.array) -> list[int]:
