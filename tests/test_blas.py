@@ -37,12 +37,12 @@ def chosen(wanted: str) -> blas.Choice:
     return choice
 
 
-def sgemm(environment: dict[str, str]) -> str:
-    """The file that `cblas_sgemm` comes from in a process which computes with mlx."""
+def origin(environment: dict[str, str], function: str = "cblas_sgemm") -> str:
+    """The file that a function of C comes from in a process which computes with mlx."""
     program = (
         "import ctypes, mlx.core as mx; a = mx.ones((64, 64)); assert (a @ a).sum().item() == 64**3\n"
         "info = (ctypes.c_char_p * 4)(); dl = ctypes.CDLL(None)\n"
-        "dl.dladdr(ctypes.cast(dl.cblas_sgemm, ctypes.c_void_p), info); print(info[0].decode())"
+        f"dl.dladdr(ctypes.cast(dl.{function}, ctypes.c_void_p), info); print(info[0].decode())"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
@@ -64,7 +64,7 @@ def test_a_named_library_is_what_mlx_computes_with(tmp_path: Path) -> None:
         (tmp_path / bundled.name).symlink_to(bundled)
     choice = chosen(str(library))
     assert str(library) in choice.summary
-    assert sgemm(choice.environment) == str(library)
+    assert origin(choice.environment) == str(library)
 
 
 def test_a_file_that_is_no_such_library_is_an_error(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_auto_says_what_it_found_or_how_to_get_it() -> None:
     choice = chosen("auto")
     if choice.environment:
         assert choice.environment["LD_PRELOAD"].split(":")[0] in choice.summary
-        assert sgemm(choice.environment) != str(BUNDLED)
+        assert origin(choice.environment) != str(BUNDLED)
     else:
         assert blas.ADVICE in choice.summary
 
@@ -119,7 +119,7 @@ def test_the_packages_library_is_made_fit_once_and_is_fast(tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     choice = chosen("auto")
     (made,) = (tmp_path / ".cache" / "openai-gateway").iterdir()
-    assert sgemm(choice.environment) == str(made)
+    assert origin(choice.environment) == str(made)
     first = made.stat()
     blas.choose.cache_clear()
     assert chosen("auto") == choice

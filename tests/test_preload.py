@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import ctypes.util
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 
 from openai_gateway import blas, preload
 from tests.support import MODEL, running
-from tests.test_blas import BUNDLED
+from tests.test_blas import BUNDLED, origin
 
 pytestmark = pytest.mark.skipif(not blas.replaceable(), reason="only processes on a Linux CPU have anything preloaded")
 
@@ -36,22 +34,10 @@ def chosen(allocator: str = "auto", wanted: str = "none") -> blas.Choice:
     return choice
 
 
-def malloc(environment: dict[str, str]) -> str:
-    """The file that `malloc` comes from in a process which computes with mlx."""
-    program = (
-        "import ctypes, mlx.core as mx; a = mx.ones((64, 64)); assert (a @ a).sum().item() == 64**3\n"
-        "info = (ctypes.c_char_p * 4)(); dl = ctypes.CDLL(None)\n"
-        "dl.dladdr(ctypes.cast(dl.malloc, ctypes.c_void_p), info); print(info[0].decode())"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-    return Path(done.stdout.strip()).name
-
-
 @needs_jemalloc
 def test_mlx_takes_its_memory_from_jemalloc_where_there_is_one() -> None:
     choice = chosen()
-    assert malloc(choice.environment).startswith("libjemalloc")
+    assert Path(origin(choice.environment, "malloc")).name.startswith("libjemalloc")
     assert choice.summary.endswith(f"and takes memory from {JEMALLOC}")
 
 
