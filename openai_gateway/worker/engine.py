@@ -243,11 +243,11 @@ class Engine:
         """Go on from the kept beginning, if it is in memory by then; else in a later step."""
         job = reading.job
         # A run that is needed once more had no room, or has it no longer: `find` does without.
-        while (end := self._prefixes.filed(job.owner, reading.tokens)) > reading.fetched:
+        while (run := self._prefixes.absent(job.owner, reading.tokens)) and run.end > reading.fetched:
             if time.monotonic() >= until:
                 return
-            self._prefixes.fetch(job.owner, reading.tokens)
-            reading.fetched = end
+            self._prefixes.fetch(run)
+            reading.fetched = run.end
         found = self._prefixes.find(job.owner, reading.tokens)
         reading.cache, reading.done, reading.cached = found.cache or self._make_cache(), found.length, found.length
         # One at a time is enough: whoever comes with it is read as fast without.

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from openai_gateway.worker.filed import Filed
 from openai_gateway.worker.snapshots import Layout, Snapshot
@@ -38,6 +38,18 @@ class Found:
     length: int
     diverged_at: int | None
     cache: list[Any] | None
+
+
+class Absent(NamedTuple):
+    """A run that is on disk alone; with `resume`, windows and recurrent layers are needed for its end as well."""
+
+    node: Node
+    resume: bool
+
+    @property
+    def end(self) -> int:
+        """Tokens from the beginning of the prompt to where it ends."""
+        return self.node.end
 
 
 class Prefixes:
@@ -105,15 +117,19 @@ class Prefixes:
             cache = self._layout.compose([node.slices or () for node in used], length, used[-1].snapshot)
         return Found(length, common if partition.root.children else None, cache)
 
-    def filed(self, owner: str, tokens: Sequence[int]) -> int:
-        """Where the first run ends that `find` would read from disk for this prompt; 0 if it would read none."""
-        needed = self._needed(owner, tokens)
-        return needed[0].end if needed else 0
+    def absent(self, owner: str, tokens: Sequence[int]) -> Absent | None:
+        """The first run that `find` would read from disk for this prompt."""
+        partition = self._partitions.get(self._key(owner)) if self._filed.nodes else None
+        if partition is None:
+            return None
+        path, common = match(partition.root, tokens)
+        length = self._usable(path, min(common, len(tokens) - 1))
+        used = (Absent(node, resume=node.end == length) for node in path if node.start < length)
+        return next((run for run in used if not self._is_here(run.node, resume=run.resume)), None)
 
-    def fetch(self, owner: str, tokens: Sequence[int]) -> None:
-        """Read that run, if memory has room for it; to read a long prefix takes its time."""
-        if needed := self._needed(owner, tokens):
-            self._bring(needed[0], resume=needed[1])
+    def fetch(self, run: Absent) -> None:
+        """Read it, if memory has room for it; to read a long prefix takes its time."""
+        self._bring(run.node, resume=run.resume)
 
     def covered(self, owner: str, tokens: Sequence[int]) -> int:
         """The length that `find` gives where memory has room for it; files are not looked into. This is not a use."""
@@ -173,16 +189,6 @@ class Prefixes:
 
     def _key(self, owner: str) -> str:
         return "shared" if self._shared else blake2b(owner.encode(), digest_size=16).hexdigest()
-
-    def _needed(self, owner: str, tokens: Sequence[int]) -> tuple[Node, bool] | None:
-        """The first node that a prompt needs and that is not in memory, and whether with its snapshot."""
-        partition = self._partitions.get(self._key(owner)) if self._filed.nodes else None
-        if partition is None:
-            return None
-        path, common = match(partition.root, tokens)
-        length = self._usable(path, min(common, len(tokens) - 1))
-        used = ((node, node.end == length) for node in path if node.start < length)
-        return next(((node, resume) for node, resume in used if not self._is_here(node, resume=resume)), None)
 
     def _usable(self, path: list[Node], limit: int) -> int:
         if not self._layout.whole:
