@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -39,7 +40,8 @@ class Local:
     model: str
     batch: int = 64
     blas: str = "auto"
-    """As the gateway's setting."""
+    allocator: Literal["auto", "none"] = "auto"
+    """As the gateway's settings."""
     folder: Path = Path(".bench")
     """For the models that are made here, and for logs."""
     timeout: float = 600.0
@@ -54,8 +56,8 @@ class Local:
 
     @property
     def libraries(self) -> Choice | None:
-        """What all are started with, as the gateway would choose it for itself."""
-        return preload.choose(self.blas, "auto")
+        """What all are started with, as the gateway would choose it for its workers."""
+        return preload.choose(self.blas, self.allocator)
 
 
 class _Counted(msgspec.Struct):

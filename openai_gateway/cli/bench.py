@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,6 +46,10 @@ BatchOption = Annotated[
 BlasOption = Annotated[
     str | None, typer.Option("--blas", help="With --start: auto, none or a library, for all that is started alike.")
 ]
+AllocatorOption = Annotated[
+    Literal["auto", "none"] | None,
+    typer.Option("--allocator", help="With --start: auto (jemalloc) or none, for all that is started alike."),
+]
 SCENARIOS = "stream,prefix,arrival,divergence,edit,repeat,turns,stall,hits"
 
 
@@ -64,6 +68,7 @@ def bench(
     timeout: TimeoutOption = 600,
     batch: BatchOption = None,
     blas: BlasOption = None,
+    allocator: AllocatorOption = None,
     as_json: JsonOption = None,
     plot: PlotOption = None,
 ) -> None:
@@ -80,8 +85,8 @@ def bench(
         fail(why, 2)
     for path in (as_json, plot):
         _check(path)
-    if start is None and (batch or blas):
-        fail("--batch and --blas are for servers that are started here, with --start.", 2)
+    if start is None and (batch or blas or allocator):
+        fail("--batch, --blas and --allocator are for servers that are started here, with --start.", 2)
     source = command.get_parameter_source("base_url")
     named = source is not None and source.name == "COMMANDLINE"  # the SDK's variable may be set, and means no harm
     if start is not None and (named or api_key or model):
@@ -89,7 +94,7 @@ def bench(
     try:
         session = Session(
             places=tuple([] if start else [_first(base_url, api_key, model)]) + tuple(map(Place.parse, beside or [])),
-            local=Local(start, batch or 64, blas or "auto", timeout=timeout) if start else None,
+            local=Local(start, batch or 64, blas or "auto", allocator or "auto", timeout=timeout) if start else None,
             scenarios=tuple(name.strip() for name in scenarios.split(",") if name.strip()),
             plan=Plan(streams=_numbers(streams), max_tokens=max_tokens),
             rounds=rounds,

@@ -73,7 +73,7 @@ class Decoding:
     def step(self) -> list[tuple[Row, int, Scored | None]]:
         """The newest token of each row. Those behind them are being computed when this returns.
 
-        Not yet behind first tokens, where `launching_waits`: nobody is to wait for two passes.
+        Not yet behind first tokens, where `launching_waits`: nobody is to wait for two passes, unless a row is guided.
         """
         if self._held:
             self._launch()

@@ -58,7 +58,7 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         limits=Limits(
             max_batch=order.max_batch,
             prefill_step=order.prefill_step or _prefill_step(budget, loaded.model, snapshots=prefixes.needs_snapshots),
-            together=order.prefill_step or _together(budget),
+            together=order.prefill_step or _together(budget, loaded.model),
             max_stall=order.max_stall,
             max_silence=order.max_silence,
             room=budget.room - kept,
@@ -81,14 +81,14 @@ def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
     no faster; so does latent attention (DeepSeek's) on any device, whose scores mlx-lm puts together itself. Where
     prompts are entered at `snapshots` alone, small parts leave more of them.
     """
-    if mx.default_device() == mx.Device(mx.cpu) or is_latent(model):
+    if mx.default_device() == mx.Device(mx.cpu):
         return 512
-    return min(1024 if snapshots else 2048, _together(budget))
+    return min(1024 if snapshots else 2048, _together(budget, model))
 
 
-def _together(budget: Budget) -> int:
+def _together(budget: Budget, model: nn.Module) -> int:
     """Most tokens of short prompts to read at a time: they have few scores, so that a CPU as well is faster then."""
-    return 2048 if budget.reserve >= RESERVE else 512
+    return 512 if is_latent(model) or budget.reserve < RESERVE else 2048
 
 
 def _try_out(loaded: Loaded) -> None:

@@ -55,7 +55,7 @@ class Engine:
     """Answers jobs in one batch.
 
     `model` is mlx-lm's; `eos` are the ids that end an answer; `open_text` makes the text path of a choice. At most
-    `limits.max_batch` rows decode at once; between two decode passes `prefill_step` prompt tokens are read. A row that
+    `limits.max_batch` rows decode at once; between two decode passes a bounded part of the prompts is read. A row that
     runs alone is decoded with guesses by a `drafter` of its own.
     """
 

@@ -78,6 +78,7 @@ def test_a_server_that_is_not_there_is_said_in_one_line(unused: str) -> None:
         (["--beside", "http://x/v1"], "NAME=URL"),
         (["--plot", "plot.xlsx"], "a plot is one of"),
         (["--batch", "8"], "--start"),
+        (["--allocator", "none"], "--start"),
         (["--start", "tiny", "--model", "m"], "--start"),
         (["--start", "tiny", "--base-url", "http://x/v1"], "--start"),
         (["--base-url", "localhost:1"], "is no base URL"),

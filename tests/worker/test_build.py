@@ -153,10 +153,10 @@ def test_what_has_the_memory_reads_short_prompts_and_on_a_gpu_parts_of_long_ones
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, device)))
     budget, model = Budget(limit * 10**9, 12 * 10**9), nn.Module()
     assert _prefill_step(budget, model, snapshots=snapshots) == step
-    assert _together(budget) == (2048 if limit == 40 else 512)
+    assert _together(budget, model) == (2048 if limit == 40 else 512)
     model.attention = nn.Module()
     model.attention.kv_lora_rank = 512  # keeps every score, wherever it is computed
-    assert _prefill_step(budget, model, snapshots=snapshots) == 512
+    assert _prefill_step(budget, model, snapshots=snapshots) == _together(budget, model) == 512
 
 
 def test_quantized_keys_and_values_are_answered_one_row_at_a_time(tmp_path: Path) -> None:
