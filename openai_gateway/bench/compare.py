@@ -50,13 +50,13 @@ class Local:
     def environment(self) -> dict[str, str]:
         """That of this process, but for the gateway's settings of what and where it serves."""
         found = {name: value for name, value in os.environ.items() if name.upper() not in OURS}
-        found |= self.libraries.environment if self.libraries else {}
+        chosen = self.libraries()
+        found |= chosen.environment if chosen else {}
         ours = {"MAX_BATCH": str(self.batch), "BLAS": "none", "ALLOCATOR": "none"}
         return found | {f"OPENAI_GATEWAY_{name}": value for name, value in ours.items()}
 
-    @property
     def libraries(self) -> Choice | None:
-        """What all are started with, as the gateway would choose it for its workers."""
+        """What all are started with, as the gateway would choose it for its workers. Raises as `preload.choose`."""
         return preload.choose(self.blas, self.allocator)
 
 

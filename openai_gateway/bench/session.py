@@ -60,13 +60,13 @@ class Session:
         if not self.scenarios or min(self.plan.streams, default=0) < 1:
             raise ValueError("There is nothing to measure: name a scenario, and numbers of streams from 1 on.")
         if self.local:
-            _ = self.local.libraries  # now, for it says what is wrong with one
+            self.local.libraries()  # now, for it says what is wrong with one
 
     async def measure(self, progress: Callable[[str, float], None]) -> Results:
         """Raises `Failed` if a server does not answer. `progress` gets what comes next, and the share done."""
         async with self._contenders() as found:
             sheet = Sheet()
-            if self.local and (chosen := self.local.libraries):
+            if self.local and (chosen := self.local.libraries()):
                 sheet.notes[f"each that was started here {chosen.summary}"] = None
             plan = self._plan([c.server for c in found if isinstance(c, Remote)], sheet)
             order = steps(self.scenarios, plan)
@@ -122,7 +122,7 @@ class Results:
             "context": self.plan.context,
             "tokens_per_word": self.plan.tokens_per_word,
             "batch": local.batch if local else None,
-            "libraries": chosen.summary if local and (chosen := local.libraries) else None,
+            "libraries": chosen.summary if local and (chosen := local.libraries()) else None,
         }
 
 

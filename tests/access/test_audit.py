@@ -10,7 +10,7 @@ from openai_gateway.access import audit
 from openai_gateway.access.audit import Audit
 from openai_gateway.access.store import Store
 from openai_gateway.errors import Unavailable
-from tests.access.full_disk import full_disk
+from tests.access.failing import full_disk
 
 
 def test_the_newest_entries_come_first_and_no_more_than_asked_for(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from openai_gateway.access import shared
 from openai_gateway.access.ledgers import SWEEP, Charge, Failover, LocalLedgers
 from openai_gateway.access.limits import SECOND, Rate
 from openai_gateway.access.shared import SharedFailed
+from tests.access.failing import busy
 from tests.support import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -163,15 +164,13 @@ async def test_a_lock_that_is_never_given_back_is_a_failure_and_then_a_share_of_
     shared = LocalLedgers(tmp_path / "limits.db")
     ledgers = Failover(shared, LocalLedgers(None), 0.25)
     assert (await ledgers.reserve([one()])).taken
-    with sqlite3.connect(tmp_path / "limits.db", isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with busy(tmp_path / "limits.db"):
         with pytest.raises(SharedFailed):
             await shared.reserve([one()])
         with caplog.at_level(logging.WARNING):
             taken = [(await ledgers.reserve([one()])).taken for _ in range(10)]
         assert taken.count(True) == 2
         assert len(caplog.records) == 1
-    other.close()
     await ledgers.close()
 
 
@@ -182,12 +181,10 @@ async def test_what_was_used_is_counted_though_the_file_was_locked_when_it_was_s
     monkeypatch.setattr(module, "TRIES", 10_000)
     ledgers = LocalLedgers(tmp_path / "limits.db")
     reply = await ledgers.reserve([one(amount=10)])
-    with sqlite3.connect(tmp_path / "limits.db", isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with busy(tmp_path / "limits.db"):
         settling = asyncio.create_task(ledgers.settle(reply, 3))
         while ledgers._file._db is not None:  # until the first try has failed
             await asyncio.sleep(0.001)
-    other.close()
     await settling
     assert (await ledgers.reserve([one(amount=0)])).ledgers[0].slots[2][1::2] == [3]
     await ledgers.close()
@@ -200,11 +197,8 @@ async def test_what_cannot_be_settled_is_given_up_after_some_tries(
     monkeypatch.setattr(shared, "PATIENCE", 0.0)
     ledgers = LocalLedgers(tmp_path / "limits.db")
     reply = await ledgers.reserve([one(amount=10)])
-    with sqlite3.connect(tmp_path / "limits.db", isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(SharedFailed, match="locked"):
-            await ledgers.settle(reply, 3)
-    other.close()
+    with busy(tmp_path / "limits.db"), pytest.raises(SharedFailed, match="locked"):
+        await ledgers.settle(reply, 3)
     await ledgers.close()
 
 
@@ -224,7 +218,6 @@ async def test_a_ledger_that_another_version_has_written_is_begun_again(tmp_path
     await ledgers.reserve([one(amount=10)])
     with sqlite3.connect(file) as other:
         other.execute("UPDATE ledger SET state = x'c1'")
-    other.close()
     assert (await ledgers.reserve([one(amount=10)])).taken
     assert not (await ledgers.reserve([one()])).taken
     await ledgers.close()

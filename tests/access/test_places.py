@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from openai_gateway.access import places as module
 from openai_gateway.access import shared
 from openai_gateway.access.places import Places
-from tests.access.full_disk import full_disk
+from tests.access.failing import busy, full_disk
 from tests.support import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -59,12 +59,16 @@ def another_has(file: Path) -> bool:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
-@contextlib.contextmanager
-def busy(file: Path) -> Iterator[None]:
-    """The file is locked by somebody else for as long as the block runs."""
-    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "limits.db"
+
+
+@pytest.fixture
+async def places(file: Path) -> AsyncIterator[Places]:
+    found = Places(file)
+    yield found
+    await found.close()
 
 
 async def recovered(places: Places) -> None:
@@ -90,16 +94,13 @@ async def have(places: Places, *names: str, most: int = 3) -> list[bool]:
     return had
 
 
-async def test_so_many_at_once_and_again_when_they_are_given_back(tmp_path: Path) -> None:
-    places = Places(tmp_path / "limits.db")
+async def test_so_many_at_once_and_again_when_they_are_given_back(places: Places) -> None:
     for _ in range(2):
         assert await have(places, *"aaaab") == [True, True, True, False, True]
     assert await have(places, "a", most=0) == [False]
-    await places.close()
 
 
-async def test_who_is_cancelled_keeps_no_place(tmp_path: Path) -> None:
-    places = Places(tmp_path / "limits.db")
+async def test_who_is_cancelled_keeps_no_place(places: Places) -> None:
 
     async def stay() -> None:
         async with places.taken("a", 3):
@@ -114,26 +115,21 @@ async def test_who_is_cancelled_keeps_no_place(tmp_path: Path) -> None:
         await asyncio.wait(tasks)
     await asyncio.gather(*places._returns)
     assert await have(places, *"aaa") == [True] * 3
-    await places.close()
 
 
-async def test_places_of_other_processes_count_while_those_live(tmp_path: Path) -> None:
-    places = Places(tmp_path / "limits.db")
-    other = holder(tmp_path / "limits.db")
+async def test_places_of_other_processes_count_while_those_live(places: Places, file: Path) -> None:
+    other = holder(file)
     assert await have(places, "key", "key") == [True, False]
     other.communicate("", timeout=20)
     assert await have(places, *["key"] * 4) == [True, True, True, False]
-    await places.close()
 
 
-async def test_places_of_a_process_that_was_killed_count_for_nobody(tmp_path: Path) -> None:
-    places = Places(tmp_path / "limits.db")
-    other = holder(tmp_path / "limits.db")
+async def test_places_of_a_process_that_was_killed_count_for_nobody(places: Places, file: Path) -> None:
+    other = holder(file)
     assert await have(places, "key", "key") == [True, False]
     other.kill()
     other.communicate()
     assert await have(places, *["key"] * 4) == [True, True, True, False]
-    await places.close()
 
 
 async def test_where_the_file_fails_a_process_counts_for_itself(tmp_path: Path) -> None:
@@ -145,11 +141,9 @@ async def test_where_the_file_fails_a_process_counts_for_itself(tmp_path: Path) 
 
 
 async def test_a_place_that_could_not_be_given_back_at_once_is_there_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: Places, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.01)
-    file = tmp_path / "limits.db"
-    places = Places(file)
     async with AsyncExitStack() as stack:
         assert await stack.enter_async_context(places.taken("a", 1))
         with busy(file):
@@ -158,22 +152,19 @@ async def test_a_place_that_could_not_be_given_back_at_once_is_there_again(
     await recovered(places)
     assert another_has(file)
     assert await have(places, *"aa", most=1) == [True, False]
-    await places.close()
 
 
-async def test_a_place_has_been_given_back_when_its_block_is_over(tmp_path: Path) -> None:
-    places = Places(tmp_path / "limits.db")
-    with contextlib.closing(sqlite3.connect(tmp_path / "limits.db")) as db:
+async def test_a_place_has_been_given_back_when_its_block_is_over(places: Places, file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as db:
         async with places.taken("a", 1):
             assert db.execute("SELECT name, taken FROM place").fetchall() == [("a", 1)]
         assert db.execute("SELECT name, taken FROM place").fetchall() == []
-    await places.close()
 
 
-async def test_a_place_is_free_again_before_the_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_place_is_free_again_before_the_file_says_so(
+    places: Places, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared, "PATIENCE", 60.0)
-    file = tmp_path / "limits.db"
-    places = Places(file)
     async with AsyncExitStack() as stack:
         assert await stack.enter_async_context(places.taken("a", 1))
         with busy(file):
@@ -181,15 +172,12 @@ async def test_a_place_is_free_again_before_the_file_says_so(tmp_path: Path, mon
             await asyncio.sleep(0.01)
         assert await have(places, "a", most=1) == [True]  # nobody else has looked at the file since
         await returning
-    await places.close()
 
 
 async def test_places_lent_while_the_file_failed_count_when_it_works_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: Places, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.01)
-    file = tmp_path / "limits.db"
-    places = Places(file)
     await have(places, "a")
     with busy(file):
         block = places.taken("a", 1)
@@ -199,26 +187,20 @@ async def test_places_lent_while_the_file_failed_count_when_it_works_again(
     assert await have(places, "a", most=1) == [False]
     await block.__aexit__(None, None, None)
     assert another_has(file)
-    await places.close()
 
 
-async def test_places_count_in_the_next_file_when_theirs_is_removed(tmp_path: Path) -> None:
-    file = tmp_path / "limits.db"
-    places = Places(file)
+async def test_places_count_in_the_next_file_when_theirs_is_removed(places: Places, file: Path) -> None:
     async with places.taken("a", 1):
         file.unlink()
         await have(places, "b")
         assert not another_has(file)
     assert another_has(file)
-    await places.close()
 
 
 async def test_a_file_that_failed_is_left_alone_for_a_while_so_that_nobody_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: Places, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 3600.0)
-    file = tmp_path / "limits.db"
-    places = Places(file)
     await have(places, "a")
     with busy(file):
         assert await have(places, *"aaaa") == [True, True, True, False]
@@ -226,15 +208,12 @@ async def test_a_file_that_failed_is_left_alone_for_a_while_so_that_nobody_waits
         assert had
         with contextlib.closing(sqlite3.connect(file)) as db:
             assert db.execute("SELECT * FROM place").fetchall() == []
-    await places.close()
 
 
 async def test_a_disk_that_is_full_is_told_of_once_until_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    places: Places, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.01)
-    file = tmp_path / "limits.db"
-    places = Places(file)
     await have(places, "a")
     other = Places(file)  # as in another process: what SQLite keeps beside the file is there already
     await have(other, "b")
@@ -247,5 +226,4 @@ async def test_a_disk_that_is_full_is_told_of_once_until_there_is_room(
     await recovered(places)
     assert len(caplog.records) == 2
     assert await have(places, *"aaaa") == [True, True, True, False]
-    await places.close()
     await other.close()

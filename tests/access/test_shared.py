@@ -12,7 +12,7 @@ import pytest
 from openai_gateway.access.ledgers import Charge, LocalLedgers
 from openai_gateway.access.limits import Rate
 from openai_gateway.access.shared import SharedFailed, SharedFile
-from tests.access.full_disk import full_disk
+from tests.access.failing import full_disk
 
 pytestmark = pytest.mark.anyio
 

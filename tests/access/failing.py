@@ -1,10 +1,12 @@
-"""A disk that is full, as far as this process can see."""
+"""Files that fail, as far as this process can see."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -16,3 +18,11 @@ def full_disk(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def busy(file: Path) -> Iterator[None]:
+    """The file is locked by somebody else for as long as the block runs."""
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
