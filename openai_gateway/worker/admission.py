@@ -35,9 +35,8 @@ LITTLE = 64 * 2**20
 class Limits:
     """How large an engine may get, in bytes: `room` for the keys and values of what runs; the model has `weights`.
 
-    At most `prefill_step` tokens of a prompt are read between two decode passes, or of several short ones `together` if
-    that is more; and fewer where they would take longer than about `max_stall` seconds, or `max_silence` seconds when
-    nothing decodes.
+    At most `prefill_step` tokens of prompts are read between two decode passes, and fewer where they would take longer
+    than about `max_stall` seconds, or `max_silence` seconds when nothing decodes.
     """
 
     max_batch: int = 64
@@ -51,7 +50,6 @@ class Limits:
     footprint: Footprint = Footprint(per_token=0)  # noqa: RUF009, a frozen value
     drafting: Footprint = Footprint(per_token=0)  # noqa: RUF009
     """Of the caches of a draft model."""
-    together: int = 0
 
     @property
     def logits(self) -> int:

@@ -20,7 +20,7 @@ from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import Loaded, computable, read_tokenizer
 from openai_gateway.worker.memory import RESERVE, Budget, Footprint, footprint, gigabytes, is_latent, weight_bytes
-from openai_gateway.worker.model import Float32
+from openai_gateway.worker.model import Forward
 from openai_gateway.worker.prefixes import Prefixes
 from openai_gateway.worker.sampling import Shape, draw, keys_at
 from openai_gateway.worker.speculation import Drafter, DraftModel, Lookup, trimmable
@@ -58,7 +58,6 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
         limits=Limits(
             max_batch=order.max_batch,
             prefill_step=order.prefill_step or _prefill_step(budget, loaded.model, snapshots=prefixes.needs_snapshots),
-            together=order.prefill_step or _together(budget, loaded.model),
             max_stall=order.max_stall,
             max_silence=order.max_silence,
             room=budget.room - kept,
@@ -77,18 +76,12 @@ def build(loaded: Loaded, spec: ModelSpec, order: wire.Engine) -> Engine:
 def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
     """Most tokens of a prompt to read at a time; where others wait, or a pass takes long, fewer are read anyway.
 
-    A GPU reads large parts faster, if it has the memory. A CPU keeps every score of a part's attention, and reads them
-    no faster; so does latent attention (DeepSeek's) on any device, whose scores mlx-lm puts together itself. Where
-    prompts are entered at `snapshots` alone, small parts leave more of them.
+    Large parts are read faster, if there is memory, but not with latent attention (DeepSeek's), whose scores mlx-lm
+    puts together itself. Where prompts are entered at `snapshots` alone, small parts leave more of these.
     """
-    if mx.default_device() == mx.Device(mx.cpu):
+    if is_latent(model) or budget.reserve < RESERVE:
         return 512
-    return min(1024 if snapshots else 2048, _together(budget, model))
-
-
-def _together(budget: Budget, model: nn.Module) -> int:
-    """Most tokens of short prompts to read at a time: they have few scores, so that a CPU as well is faster then."""
-    return 512 if is_latent(model) or budget.reserve < RESERVE else 2048
+    return 1024 if snapshots else 2048
 
 
 def _try_out(loaded: Loaded) -> None:
@@ -96,7 +89,7 @@ def _try_out(loaded: Loaded) -> None:
 
     Metal compiles its kernels when they are needed first, and only computing tells whether memory really suffices.
     """
-    model, cache = Float32(loaded.model), loaded.make_cache()
+    model, cache = Forward(loaded.model), loaded.make_cache()
     shape = Shape(temperature=1.0, top_k=0, top_p=0.95, min_p=0.0)
     for count in (SOME, 1):
         logits = model(mx.array([[0] * count]), cache)[:, -1]
@@ -152,7 +145,7 @@ def _draft_model(loaded: Loaded, path: str) -> Guessing:
     own = loaded.prompts.tokenizer
     if tokenizer.encode(PROBE) != own.encode(PROBE) or tokenizer.get_vocab() != own.get_vocab():
         raise ValueError(f"draft_model: {path} has other tokens than the model that it drafts for")
-    drafts, make_cache = Float32(model), partial(make_prompt_cache, model)
+    drafts, make_cache = Forward(model), partial(make_prompt_cache, model)
     if not trimmable(make_cache()):
         raise ValueError(f"draft_model: the caches of {path} cannot take a guess back")
     size = min(loaded.prompts.vocab_size, int(drafts(mx.array([[0]]), make_cache()).shape[-1]))

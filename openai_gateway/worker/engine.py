@@ -25,7 +25,7 @@ from openai_gateway.worker.batch import Decoding, Scored
 from openai_gateway.worker.detokenize import TokenTable
 from openai_gateway.worker.fatal import Failures, raise_if_fatal
 from openai_gateway.worker.keeping import Keeping
-from openai_gateway.worker.model import Cache, Float32
+from openai_gateway.worker.model import Cache, Forward
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prefill import Prefill
 from openai_gateway.worker.prefixes import Found, Prefixes
@@ -73,7 +73,7 @@ class Engine:
         make_cache: Callable[[], Cache],
         drafter: Callable[[], Drafter] | None = None,
     ) -> None:
-        self._model = Float32(model)
+        self._model = Forward(model)
         self._make_cache = make_cache
         self._table = table
         self._eos = frozenset(eos)

@@ -109,14 +109,16 @@ def is_latent(model: nn.Module) -> bool:
 def scores(model: nn.Module, config: Mapping[str, Any], *, quantized: bool) -> int:
     """Bytes of attention's scores for one token that is read and one that it looks at; 0 where they are not kept.
 
-    `config` is the language model's, `quantized` its keys and values are. MLX has kernels for heads of some sizes only
-    (not of 256: Qwen3.5, Gemma), on GPUs only; mlx-lm puts the scores of latent attention and of quantized keys
-    together itself.
+    `config` is the language model's, `quantized` its keys and values are. mlx-lm puts the scores of latent attention
+    and of quantized keys together itself; of others, a CPU computes a block at a time (`attention`), and MLX has
+    kernels for heads of some sizes (not of 256: Qwen3.5, Gemma).
     """
     heads = int(config.get("num_attention_heads") or 0)
+    if quantized or is_latent(model):
+        return heads * SCORE
     size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // max(heads, 1))
-    fused = {size, int(config.get("global_head_dim") or size)} <= FUSED and not (quantized or is_latent(model))
-    return 0 if fused and mx.default_device() != mx.Device(mx.cpu) else heads * SCORE
+    fused = {size, int(config.get("global_head_dim") or size)} <= FUSED
+    return 0 if fused or mx.default_device() == mx.Device(mx.cpu) else heads * SCORE
 
 
 def footprint(model: nn.Module, make_cache: Callable[[], list[Any]]) -> Footprint:

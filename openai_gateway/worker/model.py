@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
 
+from openai_gateway.worker.attention import Attention
+
 Cache = list[Any]
 """mlx-lm's cache objects, one for each layer."""
 Model = Callable[..., mx.array]
-"""Tokens [B, T] and a cache → logits [B, T, V], in float32."""
+"""Tokens [B, T] and a cache → logits [B, T, V], in float32; as `Forward`."""
 
 
-class Float32:
-    """A model with its logits in float32: 16 bits leave log-probabilities two or three digits."""
+class Forward:
+    """Passes of a model, with logits in float32: 16 bits leave log-probabilities two or three digits. On a CPU,
+    attention to more than one token a row is numpy's."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._attention = Attention() if mx.default_device() == mx.Device(mx.cpu) else None
 
-    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
-        logits: mx.array = self._model(tokens, cache=cache)
+    def __call__(self, tokens: mx.array, cache: Cache, *, filling: bool = False) -> mx.array:
+        """`filling`: nobody will look at the logits, and only the caches be computed."""
+        attention = self._attention if tokens.shape[1] > 1 else None
+        # Behind the last keys nothing is needed then, but a state behind the last attention needs it.
+        but_last = filling and hasattr(cache[-1], "keys")
+        with attention.by_numpy(filling=but_last) if attention else nullcontext():
+            logits: mx.array = self._model(tokens, cache=cache)
         return logits.astype(mx.float32)

@@ -48,12 +48,11 @@ class Prefill:
         Few while it is not known how long they take.
         """
         limits = self._limits
-        most = max(limits.prefill_step, limits.together)
         seconds = min(limits.max_stall, limits.max_silence) if waited_for else limits.max_silence
         if seconds == math.inf:
-            return most
+            return limits.prefill_step
         # Attention makes tokens of long prompts ever slower.
-        return int(min(most, max(LEAST, self._pace * seconds)))
+        return int(min(limits.prefill_step, max(LEAST, self._pace * seconds)))
 
     def due(self, rows: int) -> tuple[list[list[Reading]], Reading | None, int]:
         """Groups to read to their ends now, and of which other one to read a part, of how many tokens; so many `rows`

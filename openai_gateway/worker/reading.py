@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 
@@ -161,7 +160,7 @@ def groups(readings: Sequence[Reading], *, one_pass: bool) -> list[list[Reading]
 def read_part(model: Model, reading: Reading, count: int) -> None:
     """Reads `count` more tokens, not all that are left, and waits for it: passes that pile up hold others up longer."""
     part = reading.tokens[reading.done : reading.done + count]
-    model(mx.array([part]), cache=reading.cache)
+    model(mx.array([part]), cache=reading.cache, filling=True)
     mx.eval([cache.state for cache in reading.cache])
     reading.done += count
 
@@ -197,19 +196,20 @@ def _last_logits(model: Model, rest: list[list[int]], cache: Cache, *, one_pass:
     if one_pass or all(len(tokens) == 1 for tokens in rest):
         logits = _forward(model, rest, cache)
         return logits[mx.arange(len(rest)), mx.array([len(tokens) - 1 for tokens in rest])]
-    _forward(model, [tokens[:-1] for tokens in rest], cache)
+    _forward(model, [tokens[:-1] for tokens in rest], cache, filling=True)
     mx.async_eval([layer.state for layer in cache])
     return model(mx.array([tokens[-1:] for tokens in rest]), cache=cache)[:, -1]
 
 
-def _forward(model: Model, rows: list[list[int]], cache: Cache) -> mx.array:
+def _forward(model: Model, rows: list[list[int]], cache: Cache, *, filling: bool = False) -> mx.array:
     lengths = [len(tokens) for tokens in rows]
     longest = max(lengths)
     padding = [longest - length for length in lengths]
     if any(padding):
         for layer in cache:
             layer.prepare(lengths=lengths, right_padding=padding)
-    logits: Any = model(mx.array([tokens + [0] * (longest - len(tokens)) for tokens in rows]), cache=cache)
+    padded = mx.array([tokens + [0] * (longest - len(tokens)) for tokens in rows])
+    logits = model(padded, cache=cache, filling=filling)
     if any(padding):
         for layer in cache:
             layer.finalize()

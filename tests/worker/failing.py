@@ -10,19 +10,19 @@ import mlx.core as mx
 
 from openai_gateway import logs
 from openai_gateway.worker.__main__ import main
-from openai_gateway.worker.model import Float32
+from openai_gateway.worker.model import Forward
 from tests.worker.test_fatal import NO_MEMORY
 
-forward = Float32.__call__
+forward = Forward.__call__
 
 
-def fail(model: Float32, tokens: mx.array, cache: Any) -> mx.array:
+def fail(model: Forward, tokens: mx.array, cache: Any, **more: Any) -> mx.array:
     if tokens.shape[1] == 30:
         raise RuntimeError(NO_MEMORY)
-    return forward(model, tokens, cache)
+    return forward(model, tokens, cache, **more)
 
 
 if __name__ == "__main__":
     logs.configure(logs.Logs.read(sys.argv[3]))
-    with patch.object(Float32, "__call__", fail):
+    with patch.object(Forward, "__call__", fail):
         main(int(sys.argv[1]))

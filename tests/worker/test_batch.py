@@ -14,7 +14,7 @@ from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.batch import Decoding, choose, choose_ahead, extracted
 from openai_gateway.worker.channels import PlainChannels
 from openai_gateway.worker.load import Loaded, load
-from openai_gateway.worker.model import Float32
+from openai_gateway.worker.model import Forward
 from openai_gateway.worker.parse import TextPath
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.reading import Reading
@@ -35,7 +35,7 @@ def begun(loaded: Loaded, tokens: list[int], **sampling: Any) -> Decoding:
     """One row whose prompt is read."""
     only = row(loaded, tokens, **sampling)
     reading = Reading(only.job, tokens, range(1), [only], loaded.make_cache())
-    model = Float32(loaded.model)
+    model = Forward(loaded.model)
     logits = prompts.read_rest(model, reading, one_pass=True)
     return prompts.begin(model, [reading], reading.cache, logits)
 
@@ -268,7 +268,7 @@ def test_what_layers_count_and_nobody_reads_is_computed_now_and_then(
     loaded = load(ModelSpec(id="m", path=str(tiny.save(tmp_path, four_layers))))
     rows = [row(loaded, prompt(10, seed), max_tokens=100) for seed in (1, 2)]
     readings = [Reading(one.job, one.job.tokens, range(1), [one], loaded.make_cache()) for one in rows]
-    model = Float32(loaded.model)
+    model = Forward(loaded.model)
     cache, logits = prompts.read_together(model, readings, one_pass=True)
     both = prompts.begin(model, readings, cache, logits)
     steps(both, 40)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from openai_gateway.types import Delta, ModelSpec, Sampling
 from openai_gateway.worker import wire
-from openai_gateway.worker.build import _prefill_step, _together, build, fingerprint
+from openai_gateway.worker.build import _prefill_step, build, fingerprint
 from openai_gateway.worker.engine import Engine
 from openai_gateway.worker.load import load
 from openai_gateway.worker.memory import Budget
@@ -139,24 +139,17 @@ def test_no_bytes_for_prefixes_leaves_all_of_it_to_what_runs(llama: Path) -> Non
 def test_the_engine_is_sized_as_it_was_ordered(llama: Path) -> None:
     built = engine(llama, wire.Engine(memory=1 << 28, max_batch=3, prefill_step=17, max_silence=5, share_prefixes=True))
     assert (built._limits.max_batch, built._limits.max_silence) == (3, 5)
-    assert (built._limits.prefill_step, built._limits.together) == (17, 17)
+    assert built._limits.prefill_step == 17
     assert built._prefixes.shares("one", "other")
 
 
-@pytest.mark.parametrize(
-    ("device", "limit", "snapshots", "step"),
-    [("cpu", 40, False, 512), ("gpu", 40, False, 2048), ("gpu", 40, True, 1024), ("gpu", 13, False, 512)],
-)
-def test_what_has_the_memory_reads_short_prompts_and_on_a_gpu_parts_of_long_ones_in_larger_passes(
-    monkeypatch: pytest.MonkeyPatch, device: str, limit: int, snapshots: bool, step: int
-) -> None:
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, device)))
+@pytest.mark.parametrize(("limit", "snapshots", "step"), [(40, False, 2048), (40, True, 1024), (13, False, 512)])
+def test_what_has_the_memory_reads_prompts_in_larger_parts(limit: int, snapshots: bool, step: int) -> None:
     budget, model = Budget(limit * 10**9, 12 * 10**9), nn.Module()
     assert _prefill_step(budget, model, snapshots=snapshots) == step
-    assert _together(budget, model) == (2048 if limit == 40 else 512)
     model.attention = nn.Module()
-    model.attention.kv_lora_rank = 512  # keeps every score, wherever it is computed
-    assert _prefill_step(budget, model, snapshots=snapshots) == _together(budget, model) == 512
+    model.attention.kv_lora_rank = 512  # keeps every score
+    assert _prefill_step(budget, model, snapshots=snapshots) == 512
 
 
 def test_quantized_keys_and_values_are_answered_one_row_at_a_time(tmp_path: Path) -> None:

@@ -355,10 +355,10 @@ HEADS = {"num_attention_heads": 16, "hidden_size": 1024}
         ({}, False, 0),  # no attention
     ],
 )
-def test_scores_are_kept_on_a_gpu_where_it_has_no_kernel_that_needs_none(
+def test_scores_are_kept_of_quantized_keys_and_on_a_gpu_where_it_has_no_kernel_that_needs_none(
     config: dict[str, Any], quantized: bool, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = nn.Linear(1, 1)
-    assert memory.scores(model, config, quantized=quantized) == (64 if config else 0)
+    assert memory.scores(model, config, quantized=quantized) == (64 if quantized else 0)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     assert memory.scores(model, config, quantized=quantized) == kept

@@ -18,6 +18,12 @@ ENOUGH = 1e9
 """Seconds in which any machine reads more than a step may."""
 
 
+@pytest.fixture
+def keeping(llama: Loaded) -> Loaded:
+    """The model as it were if mlx-lm put its scores together, and kept them."""
+    return replace(llama, footprint=replace(llama.footprint, scores=SCORES))
+
+
 def parts(session: Session) -> list[tuple[int, int]]:
     """Rows and columns of the prompts that were read since this was asked last."""
     read = [shape for shape in session.model.shapes if shape[1] > 1]
@@ -41,28 +47,16 @@ def test_a_prompt_that_is_read_at_once_tells_how_long_reading_takes_as_well(llam
 
 
 def test_last_tokens_get_a_pass_of_their_own_where_weights_are_read_sooner_than_logits_and_scores_are_computed(
-    llama: Loaded,
+    keeping: Loaded,
 ) -> None:
-    session = Session(llama, prefill_step=512)
+    session = Session(keeping, prefill_step=512)
     session.engine._prefill._limits = replace(session.engine._prefill._limits, weights=1)
     for length, passes in ((300, [(1, 300), (1, 1)]), (310, [(1, 309), (1, 1)])):
         # Each token of a prompt has 258 logits, and in a layer of two heads two scores for each token before it.
         assert (length * (258 + 2 * length) <= FEW_LOGITS) is (length == 300)
-        assert session.ask(prompt(length), 2) == greedy(llama, prompt(length), 2)
+        assert session.ask(prompt(length), 2) == greedy(keeping, prompt(length), 2)
         assert session.model.shapes[:2] == passes
         session.model.shapes.clear()
-
-
-def test_more_tokens_of_short_prompts_than_of_a_long_one_are_read_at_a_time(llama: Loaded) -> None:
-    session = Session(llama, prefill_step=64)
-    session.engine._prefill._limits = replace(session.engine._prefill._limits, together=200)
-    for id in range(6):
-        session.submit(id, prompt(40, id), 2)
-    session.submit(6, prompt(150), 2)
-    session.run()
-    assert parts(session) == [(5, 40), (1, LEAST), (1, 40 - LEAST), (1, 64), (1, 64), (1, 22)]
-    for id in range(6):
-        assert session.generated(id) == greedy(llama, prompt(40, id), 2)
 
 
 def test_running_answers_are_not_held_up_by_the_first_prompt_of_more_than_few_tokens(llama: Loaded) -> None:
@@ -118,9 +112,9 @@ def test_on_a_slow_machine_little_is_read_in_a_step_though_nobody_waits(llama: L
     assert session.generated(0) == greedy(llama, prompt(200), 2)
 
 
-def test_parts_of_a_long_prompt_get_smaller_where_attention_keeps_its_scores(llama: Loaded) -> None:
-    session = Session(llama, prefill_step=64, reserve=SCORES * 64 * 64)
-    assert session.ask(prompt(150), 2) == greedy(llama, prompt(150), 2)
+def test_parts_of_a_long_prompt_get_smaller_where_attention_keeps_its_scores(keeping: Loaded) -> None:
+    session = Session(keeping, prefill_step=64, reserve=SCORES * 64 * 64)
+    assert session.ask(prompt(150), 2) == greedy(keeping, prompt(150), 2)
     read = parts(session)
     assert read == [(1, 64), (1, 39), (1, LEAST), (1, 15)]
     assert 39 * (64 + 39) <= 64 * 64 < 40 * (64 + 40)

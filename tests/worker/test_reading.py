@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from openai_gateway.types import Sampling
+from openai_gateway.worker import attention
 from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.load import Loaded
-from openai_gateway.worker.model import Float32
+from openai_gateway.worker.model import Forward
 from openai_gateway.worker.prompt import Job
 from openai_gateway.worker.reading import Reading
 from openai_gateway.worker.snapshots import Snapshot
@@ -23,7 +24,7 @@ def of(loaded: Loaded | None, tokens: list[int], *, done: int = 0, turns: tuple[
     if loaded is not None:
         reading.cache = loaded.make_cache()
         if done:
-            prompts.read_part(Float32(loaded.model), reading, done)
+            prompts.read_part(Forward(loaded.model), reading, done)
     reading.done = done
     return reading
 
@@ -32,6 +33,14 @@ def likelihood(logits: mx.array) -> Any:
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
+@pytest.fixture(params=["mlx", "numpy"])
+def attends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short prompts are mlx's otherwise."""
+    if request.param == "numpy":
+        monkeypatch.setattr(attention, "WORTH", 1)
+
+
+@pytest.mark.usefixtures("attends")
 @pytest.mark.parametrize("one_pass", [True, False])
 @pytest.mark.parametrize("shape", [*SHAPES, "demo"])
 def test_prompts_read_together_end_in_the_logits_that_each_ends_in_alone(
@@ -41,12 +50,13 @@ def test_prompts_read_together_end_in_the_logits_that_each_ends_in_alone(
     loaded = shapes[shape]
     sizes = [(2, 0), (40, 0), (17, 16 - 1), (60, 32), (33, 16), (150, 140)]
     readings = [of(loaded, prompt(length), done=done) for length, done in sizes]
-    _, logits = prompts.read_together(Float32(loaded.model), readings, one_pass=one_pass)
+    _, logits = prompts.read_together(Forward(loaded.model), readings, one_pass=one_pass)
     for reading, row in zip(readings, likelihood(logits), strict=True):
         assert row == pytest.approx(log_softmax(loaded, reading.tokens)[-1], abs=2e-4)
         assert (reading.left, reading.cache) == (0, [])
 
 
+@pytest.mark.usefixtures("attends")
 @pytest.mark.parametrize("one_pass", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 40])
 @pytest.mark.parametrize("shape", [*SHAPES, "demo"])
@@ -54,7 +64,7 @@ def test_a_prompt_read_alone_ends_in_the_logits_of_the_model(
     shapes: dict[str, Loaded], shape: str, length: int, one_pass: bool
 ) -> None:
     reading = of(shapes[shape], prompt(length))
-    logits = prompts.read_rest(Float32(shapes[shape].model), reading, one_pass=one_pass)
+    logits = prompts.read_rest(Forward(shapes[shape].model), reading, one_pass=one_pass)
     assert likelihood(logits)[0] == pytest.approx(log_softmax(shapes[shape], prompt(length))[-1], abs=2e-4)
 
 

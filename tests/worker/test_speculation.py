@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from openai_gateway.types import ModelSpec
 from openai_gateway.worker import running, wire
 from openai_gateway.worker.load import Loaded, load
-from openai_gateway.worker.model import Float32
+from openai_gateway.worker.model import Forward
 from openai_gateway.worker.speculation import (
     GRAM,
     LONGEST,
@@ -60,7 +60,7 @@ def oracle(answer: Sequence[int], start: int, seed: int = 0) -> Callable[[], Dra
 
 
 def draft_model(loaded: Loaded) -> Callable[[], Drafter]:
-    model = Float32(loaded.model)
+    model = Forward(loaded.model)
     return lambda: DraftModel(model, loaded.make_cache, loaded.prompts.vocab_size)
 
 
@@ -327,7 +327,7 @@ def test_a_draft_model_reads_only_what_is_new_and_says_what_it_says_alone(llama:
 
 
 def test_a_draft_model_reads_a_long_text_in_parts_before_it_guesses(llama: Loaded) -> None:
-    drafts = DraftModel(Float32(llama.model), llama.make_cache, llama.prompts.vocab_size)
+    drafts = DraftModel(Forward(llama.model), llama.make_cache, llama.prompts.vocab_size)
     text = prompt(PART + 100)
     assert drafts.draft(text, 7, 3) is None
     assert drafts.draft([*text, 7], 9, 3) == greedy(llama, [*text, 7, 9], 3)
@@ -335,7 +335,7 @@ def test_a_draft_model_reads_a_long_text_in_parts_before_it_guesses(llama: Loade
 
 def test_a_draft_model_says_no_token_that_the_other_does_not_know(llama: Loaded) -> None:
     said = greedy(llama, [*prompt(20), 7], 1)[0]
-    drafts = DraftModel(Float32(llama.model), llama.make_cache, said)
+    drafts = DraftModel(Forward(llama.model), llama.make_cache, said)
     assert all(token < said for token in drafts.draft(prompt(20), 7, 4) or [said])
     assert drafts.draft([*prompt(20), 7], 255, 2)
 

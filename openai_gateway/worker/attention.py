@@ -1,0 +1,135 @@
+"""Attention to many tokens on a CPU: by numpy, a block of scores at a time.
+
+On x86 mlx computes one exponential after the other, 12 to 18 ns for each score, which is more than all else that a long
+prompt costs, and it keeps the scores of all heads at once. numpy computes many at a time, and its wheels multiply with
+OpenBLAS whatever mlx has. The price: queries, keys and values must be computed where it is called, in the middle of a
+graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+BLOCK = 2**19
+"""Scores computed at a time, of the queries to one head of keys: 2 MB, about what a core's cache holds."""
+FEWEST = 16
+"""Queries to a block, however many keys there are: for each block these are laid out anew."""
+WORTH = 10_000
+"""Scores of a row and a head of keys from which on this is faster than mlx."""
+HIDDEN = np.finfo(np.float32).min
+"""Added to scores that do not count. Finite, as in mlx: where nothing is seen, something is computed, and not NaN."""
+MLX = mx.fast.scaled_dot_product_attention
+
+
+class Attention:
+    """In the place of mlx's function while one model reads many tokens of each row on a CPU."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        """In this pass so far: mlx-lm's models look the function up at each call."""
+        self._last = 0
+        """Calls of a whole pass, as far as is known."""
+        self._unwanted = 0
+        """The call whose result nothing needs in this pass; 0 for none."""
+
+    @contextmanager
+    def by_numpy(self, *, filling: bool) -> Iterator[None]:
+        """During one pass. `filling`: all that is wanted of it are keys and values, the last layer's included."""
+        self._calls, self._unwanted = 0, self._last if filling else 0
+        mx.fast.scaled_dot_product_attention = cast(Any, self._attend)
+        try:
+            yield
+        finally:
+            mx.fast.scaled_dot_product_attention = MLX
+            self._last = max(self._last, self._calls)
+
+    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, **more: Any) -> mx.array:
+        self._calls += 1
+        # What mlx makes of it is never computed, unless somebody needs it after all.
+        function = MLX if self._calls == self._unwanted else attention
+        return function(queries, keys, values, **more)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+    **others: Any,
+) -> mx.array:
+    """As `mx.fast.scaled_dot_product_attention`: queries [B, H, L, D], keys [B, G, S, D] and values [B, G, S, E] →
+    [B, H, L, E]; H is a multiple of G.
+
+    `mask` is "causal", or broadcasts to [B, H, L, S]: true for keys that are seen, or floats to be added to the scores.
+    `sinks` [H] are the scores of one more key, which has no value. What `others` ask for is mlx's to do.
+    """
+    (heads, length), (groups, width) = queries.shape[1:3], keys.shape[1:3]
+    each = heads // groups
+    if others or each * length * width < WORTH or (isinstance(mask, str) and length > width):
+        return MLX(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **others)
+    q, k, v = computed(queries * scale, keys, values)
+    seen = mask if mask is None or isinstance(mask, str) else np.array(*computed(mask), ndmin=4, copy=None)
+    (ends,) = [np.full(heads, -np.inf, np.float32)] if sinks is None else computed(sinks)
+    out = np.empty((*q.shape[:3], v.shape[-1]), np.float32)
+    size = max(FEWEST, BLOCK // (each * width))
+    for row in range(len(q)):
+        for begin in range(0, length, size):
+            part = slice(begin, min(begin + size, length))
+            columns, bias = visible(seen, row, part, length, width)
+            bias = np.broadcast_to(bias, (heads, *bias.shape[1:]))
+            for group in range(groups):
+                of = slice(group * each, (group + 1) * each)
+                there = row, group, columns
+                out[row, of, part] = mean(q[row, of, part], k[there], v[there], bias[of], ends[of, None, None])
+    return mx.array(out).astype(queries.dtype)
+
+
+def computed(*arrays: mx.array) -> list[Any]:
+    """Now, in 32 bits, unless they are bools; nothing else is copied."""
+    ready = [array if array.dtype == mx.bool_ else array.astype(mx.float32) for array in arrays]
+    mx.eval(ready)
+    return [np.asarray(array) for array in ready]
+
+
+def visible(
+    mask: npt.NDArray[Any] | str | None, row: int, part: slice, length: int, width: int
+) -> tuple[slice, Floats]:
+    """Which of the `width` keys are seen by any query in a part of `length`, and what is to be added to the scores of
+    these or the last ones of them, [1 or H, queries, keys]. `mask` [1 or B, 1 or H, 1 or L, 1 or S]."""
+    count = part.stop - part.start
+    if mask is None:
+        return slice(width), np.zeros((1, count, 0), np.float32)
+    if isinstance(mask, str):
+        return slice(width - length + part.stop), np.triu(np.full((1, count, count), HIDDEN), 1)
+    own = mask[row % len(mask)]
+    own = np.broadcast_to(own, (len(own), length, width))[:, part]
+    if own.dtype != np.bool_:
+        return slice(width), own
+    seen = np.flatnonzero(own.any((0, 1)))
+    columns = slice(seen[0], seen[-1] + 1) if len(seen) else slice(width)
+    return columns, np.where(own[..., columns], np.float32(0), HIDDEN)
+
+
+def mean(queries: Floats, keys: Floats, values: Floats, bias: Floats, ends: Floats) -> Floats:
+    """Of `values` [S, E] for `queries` [R, L, D], by what their products with `keys` [S, D] come to."""
+    heads, length, size = queries.shape
+    scores = (queries.reshape(-1, size) @ keys.T).reshape(heads, length, -1)
+    scores[..., scores.shape[-1] - bias.shape[-1] :] += bias
+    most = np.maximum(scores.max(-1, keepdims=True), ends)
+    scores -= most
+    np.exp(scores, out=scores)
+    total = scores.sum(-1, keepdims=True) + np.exp(ends - most)
+    mixed = scores.reshape(heads * length, -1) @ values
+    return mixed.reshape(heads, length, -1) / total
