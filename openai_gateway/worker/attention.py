@@ -30,7 +30,7 @@ MLX = mx.fast.scaled_dot_product_attention
 
 
 class Attention:
-    """In the place of mlx's function while one model reads many tokens of each row on a CPU."""
+    """In the place of mlx's function during the passes of one model on a CPU."""
 
     def __init__(self) -> None:
         self._calls = 0

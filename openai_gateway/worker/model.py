@@ -18,7 +18,7 @@ Model = Callable[..., mx.array]
 
 class Forward:
     """Passes of a model, with logits in float32: 16 bits leave log-probabilities two or three digits. On a CPU,
-    attention to more than one token a row is numpy's."""
+    attention to many tokens is numpy's."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -26,9 +26,8 @@ class Forward:
 
     def __call__(self, tokens: mx.array, cache: Cache, *, filling: bool = False) -> mx.array:
         """`filling`: nobody will look at the logits, and only the caches be computed."""
-        attention = self._attention if tokens.shape[1] > 1 else None
         # Behind the last keys nothing is needed then, but a state behind the last attention needs it.
         but_last = filling and hasattr(cache[-1], "keys")
-        with attention.by_numpy(filling=but_last) if attention else nullcontext():
+        with self._attention.by_numpy(filling=but_last) if self._attention else nullcontext():
             logits: mx.array = self._model(tokens, cache=cache)
         return logits.astype(mx.float32)

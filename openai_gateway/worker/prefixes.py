@@ -119,11 +119,9 @@ class Prefixes:
 
     def absent(self, owner: str, tokens: Sequence[int]) -> Absent | None:
         """The first run that `find` would read from disk for this prompt."""
-        partition = self._partitions.get(self._key(owner)) if self._filed.nodes else None
-        if partition is None:
+        if not self._filed.nodes:
             return None
-        path, common = match(partition.root, tokens)
-        length = self._usable(path, min(common, len(tokens) - 1))
+        path, length = self._walk(owner, tokens)
         used = (Absent(node, resume=node.end == length) for node in path if node.start < length)
         return next((run for run in used if not self._is_here(run.node, resume=run.resume)), None)
 
@@ -133,10 +131,7 @@ class Prefixes:
 
     def covered(self, owner: str, tokens: Sequence[int]) -> int:
         """The length that `find` gives where memory has room for it; files are not looked into. This is not a use."""
-        if (partition := self._partitions.get(self._key(owner))) is None:
-            return 0
-        path, common = match(partition.root, tokens)
-        return self._usable(path, min(common, len(tokens) - 1))
+        return self._walk(owner, tokens)[1]
 
     def snapshot(self, cache: list[Any], back: int = 0) -> Snapshot | None:
         """The layers of `cache` (one row) that cannot be cut, as they were `back` tokens ago.
@@ -189,6 +184,13 @@ class Prefixes:
 
     def _key(self, owner: str) -> str:
         return "shared" if self._shared else blake2b(owner.encode(), digest_size=16).hexdigest()
+
+    def _walk(self, owner: str, tokens: Sequence[int]) -> tuple[list[Node], int]:
+        """The runs that this prompt begins with, and how many of its tokens may be used of them."""
+        if (partition := self._partitions.get(self._key(owner))) is None:
+            return [], 0
+        path, common = match(partition.root, tokens)
+        return path, self._usable(path, min(common, len(tokens) - 1))
 
     def _usable(self, path: list[Node], limit: int) -> int:
         if not self._layout.whole:

@@ -170,8 +170,6 @@ def test_a_pass_that_was_to_fill_a_cache_has_right_logits_nevertheless(llama: Lo
 def test_nothing_else_attends_by_numpy(llama: Loaded, counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "WORTH", 1)
     forward = Forward(llama.model)
-    forward(mx.array([[1]]), llama.make_cache())
-    assert not counted  # one token a row
     with pytest.raises(AttributeError):
         forward(mx.array([[1, 2]]), [object(), object()])
     llama.model(mx.array([[1, 2]]), cache=llama.make_cache())
