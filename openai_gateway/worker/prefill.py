@@ -33,6 +33,8 @@ class Prefill:
         """When what was read last had been waited for, and what decoded beside it."""
         self._reading = 0
         """Tokens that are read since `_begun`, and not waited for yet."""
+        self._parted = False
+        """Whether the last step read a part of a long prompt."""
         self._oldest = True
         """Whether the next part is for the prompt that came first."""
 
@@ -58,22 +60,32 @@ class Prefill:
         """Groups to read to their ends now, and of which other one to read a part, of how many tokens; so many `rows`
         that decode will wait for it.
 
-        There is room for at least some of a long prompt. Every second part is for the one that came first, which would
-        wait for ever if shorter ones always went before it.
+        Who came while a part of a long prompt was read does not wait for the next one as well. Behind that, both get
+        half of the room. Every second part is for the one that came first, which would wait for ever if shorter ones
+        always went before it.
         """
         room = self.room(waited_for=rows > 0)
-        entered = [reading for reading in self.readings if reading.entered]
-        ending, long = prompts.next_to_read(entered, room, self._limits.fitting, oldest=self._oldest)
-        self._oldest ^= long is not None
+        ending, long = self._next(room)
+        alone = bool(ending) and long is not None and self._parted
+        self._parted = long is not None and not alone
+        if ending and self._parted:
+            ending, long = self._next(room // 2)
         # A prompt with several choices becomes several rows, and so is alone.
         singles = [reading for reading in ending if len(reading.rows) == 1]
         together = prompts.groups(singles, one_pass=self._in_one_pass(singles))
         groups = [[reading] for reading in ending if len(reading.rows) > 1] + together
+        if alone:
+            return groups, None, 0
         if long is None:
             return [] if len(ending) < rows and self._rests() else groups, None, 0
+        self._oldest = not self._oldest
         room -= sum(reading.left for reading in ending)
         room = max(room, min(LEAST, self._limits.prefill_step))
         return groups, long, long.part(min(room, self._limits.fitting(long.done)))
+
+    def _next(self, room: int) -> tuple[list[Reading], Reading | None]:
+        entered = [reading for reading in self.readings if reading.entered]
+        return prompts.next_to_read(entered, room, self._limits.fitting, oldest=self._oldest)
 
     def _in_one_pass(self, group: list[Reading]) -> bool:
         """Whether one pass for all that is left of these prompts is faster than one more for their last tokens, which

@@ -225,9 +225,8 @@ def test_running_rows_get_a_token_at_every_step_while_prompts_are_read(shapes: d
 
 
 def test_a_long_prompt_goes_on_however_many_short_ones_come(llama: Loaded) -> None:
-    session = Session(llama, prefill_step=64, max_batch=64)
+    session = Session(llama, prefill_step=100, max_batch=64)
     session.submit(0, prompt(400), 1)
-    session.step()
     id = 0
     while not session.finish(0):
         for _ in range(4):
@@ -237,6 +236,23 @@ def test_a_long_prompt_goes_on_however_many_short_ones_come(llama: Loaded) -> No
         assert session.steps < 20
     session.run()
     assert session.generated(0) == greedy(llama, prompt(400), 1)
+
+
+def test_who_comes_while_a_part_of_a_long_prompt_is_read_does_not_wait_for_the_next(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=64)
+    session.submit(0, prompt(400), 1)
+    session.step()
+    session.read()
+    session.submit(1, prompt(20), 5)
+    session.step()
+    assert session.read() == 20 + 1
+    session.step()
+    assert session.read() == 64 + 1
+    session.submit(2, prompt(21), 5)
+    session.step()
+    session.submit(3, prompt(22), 5)
+    session.step()  # it comes while none is read, and gets half of the room
+    assert session.read() == 21 + 2 + 64 + 3
 
 
 def test_an_urgent_long_prompt_is_read_before_one_that_is_not(llama: Loaded) -> None:
