@@ -77,11 +77,14 @@ def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
     """Most tokens of a prompt to read at a time; where others wait, or a pass takes long, fewer are read anyway.
 
     Large parts are read faster, if there is memory, but not with latent attention (DeepSeek's), whose scores mlx-lm
-    puts together itself. Where prompts are entered at `snapshots` alone, small parts leave more of these.
+    puts together itself. Where prompts are entered at `snapshots` alone, small parts leave more of these; a CPU
+    loses little by them.
     """
     if is_latent(model) or budget.reserve < RESERVE:
         return 512
-    return 1024 if snapshots else 2048
+    if snapshots:
+        return 512 if mx.default_device() == mx.Device(mx.cpu) else 1024
+    return 2048
 
 
 def _try_out(loaded: Loaded) -> None:

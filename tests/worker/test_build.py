@@ -143,8 +143,17 @@ def test_the_engine_is_sized_as_it_was_ordered(llama: Path) -> None:
     assert built._prefixes.shares("one", "other")
 
 
-@pytest.mark.parametrize(("limit", "snapshots", "step"), [(40, False, 2048), (40, True, 1024), (13, False, 512)])
-def test_what_has_the_memory_reads_prompts_in_larger_parts(limit: int, snapshots: bool, step: int) -> None:
+@pytest.mark.parametrize(
+    ("device", "limit", "snapshots", "step"),
+    [
+        ("cpu", 40, False, 2048), ("cpu", 40, True, 512), ("cpu", 13, False, 512),
+        ("gpu", 40, False, 2048), ("gpu", 40, True, 1024), ("gpu", 13, True, 512),
+    ],
+)  # fmt: skip
+def test_what_has_the_memory_reads_prompts_in_larger_parts(
+    monkeypatch: pytest.MonkeyPatch, device: str, limit: int, snapshots: bool, step: int
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, device)))
     budget, model = Budget(limit * 10**9, 12 * 10**9), nn.Module()
     assert _prefill_step(budget, model, snapshots=snapshots) == step
     model.attention = nn.Module()

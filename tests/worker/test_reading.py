@@ -229,7 +229,7 @@ def test_a_long_prompt_goes_on_however_many_short_ones_come(llama: Loaded) -> No
     session.submit(0, prompt(400), 1)
     id = 0
     while not session.finish(0):
-        for _ in range(4):
+        for _ in range(3):
             id += 1
             session.submit(id, prompt(15, id), 1)
         session.step()
