@@ -56,8 +56,8 @@ class Decoding:
         self._pending, self._entries = choose(logits, rows, None)
         self._first = True
         """Whether tokens are pending that are their rows' first."""
-        self._held = False
-        """Whether what is pending is not being computed yet."""
+        self._told = False
+        """Whether what is pending has been reported, and what is behind it is to be computed."""
         self._launch()
 
     @property
@@ -73,37 +73,47 @@ class Decoding:
     def step(self) -> list[tuple[Row, int, Scored | None]]:
         """The newest token of each row. Those behind them are being computed when this returns.
 
-        Not yet behind first tokens, where `launching_waits`: nobody is to wait for two passes, unless a row is guided.
+        Not yet behind first tokens, where `launching_waits`: nobody is to wait for two passes.
         """
-        if self._held:
-            self._launch()
+        self._catch_up()
         pending, entries = self._pending, self._entries
         tokens: list[int] | None = None
-        if not all(row.complete for row in self.rows):
-            logits = self._model(pending[:, None], cache=self._cache)[:, -1]
-            for row in self.rows:
-                row.stored += 1
-            if any(row.guided for row in self.rows):
-                # What they may say next depends on what they said last, not on the logits: both are found at once.
-                mx.async_eval(logits)
-                tokens = self._told(pending)
-            self._pending, self._entries = choose(logits, self.rows, pending)
-            self._held, self._first = self._first and launching_waits(), False
-            if not self._held:
-                self._launch()
-            self._steps += 1
-            if self._merged and self._steps % SETTLED == 0:
-                mx.async_eval(counts(self._cache))
+        self._told, self._first = self._first and launching_waits(), False
+        if not (self._told or all(row.complete for row in self.rows)):
+            tokens = self._advance()
         if tokens is None:
-            tokens = self._told(pending)
+            tokens = self._tell(pending)
         scored = {row: entry for some in entries for row, entry in some.read().items()}
         return [(row, token, scored.get(row)) for row, token in zip(self.rows, tokens, strict=True)]
+
+    def _catch_up(self) -> None:
+        if self._told:
+            self._advance()
+            self._told = False
+
+    def _advance(self) -> list[int] | None:
+        """Has the tokens behind the pending ones computed; returns these if guides had to know them before that."""
+        pending = self._pending
+        tokens: list[int] | None = None
+        logits = self._model(pending[:, None], cache=self._cache)[:, -1]
+        for row in self.rows:
+            row.stored += 1
+        if not self._told and any(row.guided for row in self.rows):
+            # What they may say next depends on what they said last, not on the logits: both are found at once.
+            mx.async_eval(logits)
+            tokens = self._tell(pending)
+        self._pending, self._entries = choose(logits, self.rows, pending)
+        self._launch()
+        self._steps += 1
+        if self._merged and self._steps % SETTLED == 0:
+            mx.async_eval(counts(self._cache))
+        return tokens
 
     def _launch(self) -> None:
         """Have what is pending computed."""
         mx.async_eval(self._pending, [entries.arrays for entries in self._entries])
 
-    def _told(self, pending: mx.array) -> list[int]:
+    def _tell(self, pending: mx.array) -> list[int]:
         """Tokens, read from the device, of which the rows' guides know now."""
         tokens: Any = pending.tolist()
         for row, token in zip(self.rows, tokens, strict=True):
@@ -117,6 +127,7 @@ class Decoding:
         chooses there, so the row gets the tokens that single steps give it; and up to one that ends the row, for its
         guide is told all of them before the first is read.
         """
+        self._catch_up()
         (row,) = self.rows
         first: Any = self._pending.tolist()
         logits = self._model(mx.array([[*first, *drafted]]), cache=self._cache)[0]
@@ -138,13 +149,15 @@ class Decoding:
     @property
     def pending(self) -> int:
         """The token of a row alone that is reported next; waits for it."""
+        self._catch_up()
         token: Any = self._pending.tolist()
         return int(token[0])
 
     def extend(self, other: Decoding) -> None:
         """Takes in the rows of `other`, which is of no use any more."""
-        self._merge()
-        other._merge()
+        for batch in (self, other):
+            batch._catch_up()
+            batch._merge()
         for mine, theirs in zip(self._cache, other._cache, strict=True):
             mine.extend(theirs)
         self.rows += other.rows

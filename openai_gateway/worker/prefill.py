@@ -33,8 +33,8 @@ class Prefill:
         """When what was read last had been waited for, and what decoded beside it."""
         self._reading = 0
         """Tokens that are read since `_begun`, and not waited for yet."""
-        self._parted = False
-        """Whether the last step read a part of a long prompt."""
+        self._alone = False
+        """Whether the last step was for those that end, though there was a long prompt to read a part of."""
         self._oldest = True
         """Whether the next part is for the prompt that came first."""
 
@@ -60,21 +60,20 @@ class Prefill:
         """Groups to read to their ends now, and of which other one to read a part, of how many tokens; so many `rows`
         that decode will wait for it.
 
-        Who came while a part of a long prompt was read does not wait for the next one as well. Behind that, both get
-        half of the room. Every second part is for the one that came first, which would wait for ever if shorter ones
-        always went before it.
+        Those that end go first and alone: who came while a part was read does not wait for the next one as well. In the
+        step behind that, a long prompt gets at least half of the room. Every second part is for the one that came
+        first, which would wait for ever if shorter ones always went before it.
         """
         room = self.room(waited_for=rows > 0)
         ending, long = self._next(room)
-        alone = bool(ending) and long is not None and self._parted
-        self._parted = long is not None and not alone
-        if ending and self._parted:
+        if both := bool(ending) and long is not None and self._alone:
             ending, long = self._next(room // 2)
+        self._alone = bool(ending) and long is not None and not both
         # A prompt with several choices becomes several rows, and so is alone.
         singles = [reading for reading in ending if len(reading.rows) == 1]
         together = prompts.groups(singles, one_pass=self._in_one_pass(singles))
         groups = [[reading] for reading in ending if len(reading.rows) > 1] + together
-        if alone:
+        if self._alone:
             return groups, None, 0
         if long is None:
             return [] if len(ending) < rows and self._rests() else groups, None, 0

@@ -97,7 +97,8 @@ def test_who_reads_from_the_caches_of_a_row_does_not_disturb_the_batch(llama: Lo
         assert said(one) == greedy(llama, one.job.tokens, 10)
 
 
-def test_a_row_that_leaves_gives_back_its_memory(llama: Loaded) -> None:
+def test_a_row_that_leaves_gives_back_its_memory(llama: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "launching_waits", lambda: False)
     batch = begun(llama, prompt(300))
     batch.extend(begun(llama, prompt(10)))
     batch.extend(begun(llama, prompt(12)))
@@ -125,27 +126,37 @@ def test_a_batch_whose_rows_have_all_their_tokens_computes_nothing_more(llama: L
     assert batch.rows[0].stored == 11
 
 
-@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize(("waits", "stored"), [(True, [10, 11, 13]), (False, [11, 12, 13])])
 def test_first_tokens_are_reported_before_a_pass_that_would_hold_them_up(
-    llama: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch, waits: bool, stored: list[int]
 ) -> None:
     monkeypatch.setattr(batches, "launching_waits", lambda: waits)
     batch = begun(llama, prompt(10))
-    launched = []
+    seen = []
     for newcomers in (None, prompt(20), None):
         if newcomers:
             batch.extend(begun(llama, newcomers))
         steps(batch, 1)
-        launched.append(is_launched(batch, tmp_path))
-    assert launched == [not waits, not waits, True]
+        seen.append(batch.rows[0].stored)
+    assert seen == stored
     for one, count in zip(batch.rows, (3, 2), strict=True):
         assert said(one) == greedy(llama, one.job.tokens, count)
 
 
-def is_launched(batch: Decoding, folder: Path) -> bool:
-    """Whether the tokens behind the reported ones are on their way: nothing is known then of what they come from."""
-    mx.export_to_dot(str(folder / "graph.dot"), batch._pending)
-    return "ArgReduce" not in (folder / "graph.dot").read_text()
+@pytest.mark.parametrize("way", ["leap", "pending"])
+def test_behind_a_first_token_a_row_goes_on_in_any_way(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(batches, "launching_waits", lambda: True)
+    expected = greedy(llama, prompt(10), 4)
+    batch = begun(llama, prompt(10))
+    steps(batch, 1)
+    if way == "pending":
+        assert batch.pending == expected[1]
+    else:
+        batch.rows[0].tokens += batch.leap([expected[2]])
+    steps(batch, 1)
+    assert said(batch.rows[0]) == (expected if way == "leap" else expected[:2])
 
 
 def test_only_rows_that_ask_get_log_probabilities_and_their_own(llama: Loaded) -> None:

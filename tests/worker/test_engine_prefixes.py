@@ -95,7 +95,8 @@ def test_of_those_that_come_together_one_makes_the_others_way_shorter(shapes: di
     for id in range(1, 5):
         session.submit(id, prompt(50) + prompt(12, 1 + id), 4)
     session.step()
-    assert session.model.shapes[:2] == [(3, 62), (1, 50)]  # three as they always were
+    session.step()
+    assert [shape for shape in session.model.shapes if shape[1] > 1][:2] == [(3, 62), (1, 50)]  # three as ever
     session.run()
     for id in range(1, 5):
         assert session.generated(id) == greedy(shapes["gpt_oss"], prompt(50) + prompt(12, 1 + id), 4)

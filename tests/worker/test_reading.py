@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from openai_gateway.types import Sampling
-from openai_gateway.worker import attention
+from openai_gateway.worker import attention, batch
 from openai_gateway.worker import reading as prompts
 from openai_gateway.worker.admission import Limits
 from openai_gateway.worker.load import Loaded
@@ -238,7 +238,10 @@ def test_a_long_prompt_goes_on_however_many_short_ones_come(llama: Loaded) -> No
     assert session.generated(0) == greedy(llama, prompt(400), 1)
 
 
-def test_who_comes_while_a_part_of_a_long_prompt_is_read_does_not_wait_for_the_next(llama: Loaded) -> None:
+def test_who_comes_while_a_part_of_a_long_prompt_is_read_does_not_wait_for_the_next(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "launching_waits", lambda: False)
     session = Session(llama, prefill_step=64)
     session.submit(0, prompt(400), 1)
     session.step()
