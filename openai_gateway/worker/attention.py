@@ -58,7 +58,6 @@ class Attention:
         return function(queries, keys, values, **more)
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def attention(
     queries: mx.array,
     keys: mx.array,
@@ -75,25 +74,36 @@ def attention(
     `mask` is "causal", or broadcasts to [B, H, L, S]: true for keys that are seen, or floats to be added to the scores.
     `sinks` [H] are the scores of one more key, which has no value. What `others` ask for is mlx's to do.
     """
-    (heads, length), (groups, width) = queries.shape[1:3], keys.shape[1:3]
-    each = heads // groups
-    if others or each * length * width < WORTH or (isinstance(mask, str) and length > width):
+    _, heads, length, _ = queries.shape
+    _, groups, width, _ = keys.shape
+    small = heads // groups * length * width < WORTH
+    if small or others or (isinstance(mask, str) and length > width):
         return MLX(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **others)
-    q, k, v = computed(queries * scale, keys, values)
     seen = mask if mask is None or isinstance(mask, str) else np.array(*computed(mask), ndmin=4, copy=None)
     (ends,) = [np.full(heads, -np.inf, np.float32)] if sinks is None else computed(sinks)
-    out = np.empty((*q.shape[:3], v.shape[-1]), np.float32)
+    q, k, v = computed(queries * scale, keys, values)
+    return mx.array(by_blocks(q, k, v, seen, ends)).astype(queries.dtype)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def by_blocks(
+    queries: Floats, keys: Floats, values: Floats, mask: npt.NDArray[Any] | str | None, ends: Floats
+) -> Floats:
+    """The same of arrays that are computed; `ends` [H] are the sinks."""
+    rows, heads, length, _ = queries.shape
+    _, groups, width, _ = keys.shape
+    each = heads // groups
+    out = np.empty((rows, heads, length, values.shape[-1]), np.float32)
     size = max(FEWEST, BLOCK // (each * width))
-    for row in range(len(q)):
+    for row in range(rows):
         for begin in range(0, length, size):
             part = slice(begin, min(begin + size, length))
-            columns, bias = visible(seen, row, part, length, width)
+            columns, bias = visible(mask, row, part, length, width)
             bias = np.broadcast_to(bias, (heads, *bias.shape[1:]))
             for group in range(groups):
-                of = slice(group * each, (group + 1) * each)
-                there = row, group, columns
-                out[row, of, part] = mean(q[row, of, part], k[there], v[there], bias[of], ends[of, None, None])
-    return mx.array(out).astype(queries.dtype)
+                of, at = slice(group * each, (group + 1) * each), (row, group, columns)
+                out[row, of, part] = mean(queries[row, of, part], keys[at], values[at], bias[of], ends[of, None, None])
+    return out
 
 
 def computed(*arrays: mx.array) -> list[Any]:
