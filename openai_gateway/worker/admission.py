@@ -58,7 +58,7 @@ class Limits:
         return max(FEW_LOGITS, min(MANY_LOGITS, self.weights // 256))
 
     def scores(self, length: int) -> int:
-        """How many a layer keeps of a token that looks at so many; none where a kernel of the device keeps none."""
+        """How many a layer keeps of a token that looks at so many; none where they are not kept."""
         return self.footprint.scores // SCORE * length
 
     def refuses(self, rows: int, length: int) -> bool:

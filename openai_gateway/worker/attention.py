@@ -8,7 +8,7 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float32]
 
 BLOCK = 2**19
 """Scores computed at a time, of the queries to one head of keys: 2 MB, about what a core's cache holds."""
-FEWEST = 16
-"""Queries to a block, however many keys there are: for each block these are laid out anew."""
+FEWEST = 64
+"""Queries in a block, however many keys there are, for which these are laid out anew: 32 MB with 128k keys."""
 WORTH = 10_000
 """Scores of a row and a head of keys from which on this is faster than mlx."""
 HIDDEN = np.finfo(np.float32).min
@@ -29,33 +29,44 @@ HIDDEN = np.finfo(np.float32).min
 MLX = mx.fast.scaled_dot_product_attention
 
 
-class Attention:
-    """In the place of mlx's function during the passes of one model on a CPU."""
+@contextmanager
+def by_numpy(last: Any = None) -> Iterator[None]:
+    """During one pass of a model: mlx-lm's models look mlx's function up at each call.
 
-    def __init__(self) -> None:
-        self._calls = 0
-        """In this pass so far: mlx-lm's models look the function up at each call."""
-        self._last = 0
-        """Calls of a whole pass, as far as is known."""
-        self._unwanted = 0
-        """The call whose result nothing needs in this pass; 0 for none."""
+    `last` is the cache of the last layer, if nothing but caches is wanted of the pass: once that has its keys, what is
+    attended to is left to mlx, which computes only what is needed.
+    """
 
-    @contextmanager
-    def by_numpy(self, *, filling: bool) -> Iterator[None]:
-        """During one pass. `filling`: all that is wanted of it are keys and values, the last layer's included."""
-        self._calls, self._unwanted = 0, self._last if filling else 0
-        mx.fast.scaled_dot_product_attention = cast(Any, self._attend)
-        try:
-            yield
-        finally:
-            mx.fast.scaled_dot_product_attention = MLX
-            self._last = max(self._last, self._calls)
+    def update(*arrays: mx.array) -> Any:
+        mx.fast.scaled_dot_product_attention = MLX
+        return type(last).update_and_fetch(last, *arrays)
 
-    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, **more: Any) -> mx.array:
-        self._calls += 1
-        # What mlx makes of it is never computed, unless somebody needs it after all.
-        function = MLX if self._calls == self._unwanted else attention
-        return function(queries, keys, values, **more)
+    mx.fast.scaled_dot_product_attention = cast(Any, attention)
+    if last is not None:
+        last.update_and_fetch = update
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = MLX
+        if last is not None:
+            del last.update_and_fetch
+
+
+def attends(model: Any, make_cache: Callable[[], list[Any]]) -> bool:
+    """Whether a model calls mlx's function; one that does not puts its scores together itself, and keeps them."""
+    called = False
+
+    def notice(*arrays: mx.array, **more: Any) -> mx.array:
+        nonlocal called
+        called = True
+        return MLX(*arrays, **more)
+
+    mx.fast.scaled_dot_product_attention = cast(Any, notice)
+    try:
+        model(mx.zeros((1, 2), dtype=mx.int32), cache=make_cache())
+    finally:
+        mx.fast.scaled_dot_product_attention = MLX
+    return called
 
 
 def attention(
@@ -94,7 +105,7 @@ def by_blocks(
     _, groups, width, _ = keys.shape
     each = heads // groups
     out = np.empty((rows, heads, length, values.shape[-1]), np.float32)
-    size = max(FEWEST, BLOCK // (each * width))
+    size = max(BLOCK // width, FEWEST) // each or 1
     for row in range(rows):
         for begin in range(0, length, size):
             part = slice(begin, min(begin + size, length))

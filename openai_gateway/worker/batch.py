@@ -141,6 +141,7 @@ class Decoding:
         row.stored += 1 + accepted
         row.sampled += 1 + accepted
         self._pending, self._entries = chosen[accepted : accepted + 1], []
+        self._first = False
         tokens = [*first, *drafted[:accepted]]
         for token in tokens:
             row.tell(token)

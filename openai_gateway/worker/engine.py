@@ -360,7 +360,7 @@ class Engine:
         if isinstance(last, Row):
             for batch in list(self._running.batches):
                 self._running.remove(batch, {last})
-            last.sampled = last.generated  # the token that is being computed is chosen once more, and the same way
+            last.put_off()
             last = Reading(last.job, list(last.tokens), range(last.index, last.index + 1), [last])
         else:
             self._keeping.part(last)

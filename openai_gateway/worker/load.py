@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from openai_gateway import reasoning
 from openai_gateway.types import Defaults, ModelInfo, ModelSpec
-from openai_gateway.worker import memory, quantize, wire
+from openai_gateway.worker import attention, memory, quantize, wire
 from openai_gateway.worker.answers import Endings, Forms
 from openai_gateway.worker.calls import formats
 from openai_gateway.worker.detokenize import TokenTable
@@ -90,7 +90,8 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     budget = _fit(spec, engine, model)
     make_cache = quantize.caches(model, spec)
     language = _flat(model, config)
-    kept = memory.scores(model, language, quantized=spec.cache_type == "quantized")
+    attends = spec.cache_type != "quantized" and not memory.is_latent(model) and attention.attends(model, make_cache)
+    kept = memory.scores(language, put_together=not attends)
     footprint = dataclasses.replace(memory.footprint(model, make_cache), scores=kept)
     memory.keep_buffers(budget.reserve)
     if engine.wired_limit and (reason := memory.keep_resident(budget)):

@@ -106,15 +106,15 @@ def is_latent(model: nn.Module) -> bool:
     return any(hasattr(module, "kv_lora_rank") for module in model.modules())
 
 
-def scores(model: nn.Module, config: Mapping[str, Any], *, quantized: bool) -> int:
+def scores(config: Mapping[str, Any], *, put_together: bool) -> int:
     """Bytes of attention's scores for one token that is read and one that it looks at; 0 where they are not kept.
 
-    `config` is the language model's, `quantized` its keys and values are. mlx-lm puts the scores of latent attention
-    and of quantized keys together itself; of others, a CPU computes a block at a time (`attention`), and MLX has
-    kernels for heads of some sizes (not of 256: Qwen3.5, Gemma).
+    `config` is the language model's. mlx-lm may put them together itself: those of latent attention, of quantized keys
+    and of some models (Gemma 2). Of others, a CPU computes a block at a time (`attention`), and MLX has kernels for
+    heads of some sizes (not of 256: Qwen3.5, Gemma).
     """
     heads = int(config.get("num_attention_heads") or 0)
-    if quantized or is_latent(model):
+    if put_together:
         return heads * SCORE
     size = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // max(heads, 1))
     fused = {size, int(config.get("global_head_dim") or size)} <= FUSED

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from openai_gateway.worker.attention import Attention
+from openai_gateway.worker.attention import by_numpy
 
 Cache = list[Any]
 """mlx-lm's cache objects, one for each layer."""
@@ -22,12 +22,12 @@ class Forward:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._attention = Attention() if mx.default_device() == mx.Device(mx.cpu) else None
+        self._on_cpu = mx.default_device() == mx.Device(mx.cpu)
 
     def __call__(self, tokens: mx.array, cache: Cache, *, filling: bool = False) -> mx.array:
         """`filling`: nobody will look at the logits, and only the caches be computed."""
-        # Behind the last keys nothing is needed then, but a state behind the last attention needs it.
-        but_last = filling and hasattr(cache[-1], "keys")
-        with self._attention.by_numpy(filling=but_last) if self._attention else nullcontext():
+        # Caches of other kinds, of recurrent states, have no such method.
+        last = cache[-1] if filling and hasattr(cache[-1], "update_and_fetch") else None
+        with by_numpy(last) if self._on_cpu else nullcontext():
             logits: mx.array = self._model(tokens, cache=cache)
         return logits.astype(mx.float32)

@@ -67,7 +67,7 @@ class Prefill:
         room = self.room(waited_for=rows > 0)
         ending, long = self._next(room)
         if both := bool(ending) and long is not None and self._alone:
-            ending, long = self._next(room // 2)
+            ending, long = self._next(max(1, room // 2))
         self._alone = bool(ending) and long is not None and not both
         # A prompt with several choices becomes several rows, and so is alone.
         singles = [reading for reading in ending if len(reading.rows) == 1]
@@ -88,7 +88,7 @@ class Prefill:
 
     def _in_one_pass(self, group: list[Reading]) -> bool:
         """Whether one pass for all that is left of these prompts is faster than one more for their last tokens, which
-        spares the others their logits, and their scores in the last layer."""
+        spares the others their logits, and scores that are kept in the last layer."""
         longest = max((reading.left for reading in group), default=0)
         end = max((len(reading.tokens) for reading in group), default=0)
         return len(group) * longest * (self._vocabulary + self._limits.scores(end)) <= self._limits.logits

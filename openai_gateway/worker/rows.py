@@ -34,7 +34,7 @@ class Row:
     kept: int = 0
     """How many of them the prefix cache has, as far as is known."""
     sampled: int = 0
-    """Tokens chosen for it: those reported, and one that is not read from the device yet."""
+    """Tokens chosen for it: those reported, and one that is not read from the device yet, if it is being computed."""
     unreported: int = 0
     """Tokens of text that is held back: their count is held back as well."""
     reasoning_tokens: int = 0
@@ -80,8 +80,16 @@ class Row:
             self.error = error
             return None
 
+    def put_off(self) -> None:
+        """Its caches are gone, and what was being computed: that is to be chosen once more, in the same way."""
+        self.sampled = self.generated
+        self.penalties = Penalties(self.job.sampling) if self.penalties is not None else None
+
     def penalised(self, newest: mx.array | None, logits: mx.array) -> mx.array:
-        """Logits [1, V] with its penalties, so that what they raise fails this row and not the batch."""
+        """Logits [1, V] with its penalties, so that what they raise fails this row and not the batch; `newest` [1] is
+        None where its prompt was read, and all that it had said before."""
+        if newest is None and self.generated:
+            newest = mx.array(self.tokens[len(self.job.tokens) :])
         try:
             return self.penalties(newest, logits) if self.penalties is not None else logits
         except Exception as error:

@@ -219,10 +219,7 @@ class Penalties:
         )
 
     def __call__(self, newest: mx.array | None, logits: mx.array) -> mx.array:
-        """Logits [1, V] for the next token; `newest` [1] came since the last call, None before the first.
-
-        None also when a row that was put off goes on: what it had said is counted already.
-        """
+        """Logits [1, V] for the next token; `newest` [n] came since the last call, None where nothing did."""
         if self._counting and newest is not None:
             counts = mx.zeros((logits.shape[-1],)) if self._counts is None else self._counts
             self._counts = counts.at[newest].add(1.0)

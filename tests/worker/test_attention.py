@@ -8,7 +8,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from openai_gateway.worker import attention
-from openai_gateway.worker.attention import MLX, WORTH
+from openai_gateway.worker.attention import MLX, WORTH, attends
 from openai_gateway.worker.load import Loaded
 from openai_gateway.worker.model import Forward
 from tests.worker import tiny
@@ -88,7 +88,7 @@ def test_it_is_the_attention_of_mlx(
         found, expected = (x[:, :, 3:] for x in (found, expected))
     assert found.shape == expected.shape
     assert mx.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert max(counted) == (length if block > 1 else min(length, attention.FEWEST))
+    assert max(counted) == (length if block > 1 else min(length, attention.FEWEST // 2))
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (6, 2)])
@@ -118,7 +118,7 @@ def test_a_window_costs_no_more_than_what_it_shows(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(attention, "mean", count)
     attention.attention(*arrays(160, 400), scale=1.0, mask=window(160, 400))
-    assert set(seen) == {attention.FEWEST + 6}
+    assert set(seen) == {attention.FEWEST // 2 + 6}
 
 
 @pytest.mark.parametrize("more", [{"mask": "causal"}, {"force_fused": False}])
@@ -133,14 +133,27 @@ def test_what_is_small_or_asks_for_more_is_left_to_mlx(more: dict[str, Any], cou
 # Passes of a model
 
 
+GEMMA2 = {
+    "model_type": "gemma2", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "head_dim": 16,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 16,
+}  # fmt: skip
+SHARED_KEYS = {
+    "model_type": "gemma4_text", "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 32,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "global_head_dim": 16,
+    "vocab_size_per_layer_input": 258, "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 2,
+    "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("config", "all_of_it", "needed"),
     [
         (tiny.LLAMA, 2, 1),
         (tiny.QWEN3_NEXT, 1, 0),
         (tiny.JAMBA | {"attn_layer_offset": 0}, 1, 1),  # the state behind it needs it
+        (SHARED_KEYS, 4, 1),  # of the second layer, and those without keys of their own
     ],
-    ids=["attention", "states before", "states behind"],
+    ids=["attention", "states before", "states behind", "shared keys"],
 )
 def test_to_fill_a_cache_the_last_attention_is_not_computed(
     config: dict[str, Any], all_of_it: int, needed: int, counted: list[int], monkeypatch: pytest.MonkeyPatch
@@ -177,3 +190,14 @@ def test_nothing_else_attends_by_numpy(llama: Loaded, counted: list[int], monkey
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     Forward(llama.model)(mx.array([[1, 2]]), llama.make_cache())
     assert not counted
+
+
+@pytest.mark.parametrize(
+    ("config", "does"),
+    [(tiny.LLAMA, True), (tiny.QWEN3_NEXT, True), (tiny.RWKV7, False), (GEMMA2, False)],
+    ids=["llama", "qwen3_next", "rwkv7", "gemma2"],
+)
+def test_a_model_that_puts_its_scores_together_itself_is_known(config: dict[str, Any], does: bool) -> None:
+    model = tiny.build({"vocab_size": 258, **config})
+    assert attends(model, lambda: make_prompt_cache(model)) is does
+    assert mx.fast.scaled_dot_product_attention is MLX

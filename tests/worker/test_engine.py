@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from openai_gateway.types import AT_ONCE, Delta, Echo, Failed, ModelSpec, Progress, Started
+from openai_gateway.worker import batch as batches
 from openai_gateway.worker.admission import LEAST, Limits
 from openai_gateway.worker.load import Loaded, load
 from openai_gateway.worker.prefixes import Found
@@ -518,6 +519,24 @@ def test_a_model_that_raises_while_a_prompt_is_scored_fails_that_request_alone(l
     session.run()
     assert [event.error for event in session.events[2] if isinstance(event, Failed)] == ["Unavailable"]
     assert session.generated(1) == greedy(llama, prompt(5), 10)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_who_is_put_off_is_penalised_for_all_that_it_had_said(
+    llama: Loaded, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.setattr(batches, "launching_waits", lambda: waits)
+    penalties: dict[str, Any] = {"frequency_penalty": 2.0, "repetition_penalty": 1.8}
+    for seed in range(12):
+        expected = Session(llama).ask(prompt(20, seed), 12, **penalties)
+        for said in (1, 2):
+            session = Session(llama)
+            session.submit(0, prompt(20, seed), 12, **penalties)
+            while len(session.deltas(0)) < said:
+                session.step()
+            session.engine._put_off(session.engine._running.rows[0])
+            session.run()
+            assert session.generated(0) == expected
 
 
 # Prompts: progress, echo, nothing to generate

@@ -345,7 +345,7 @@ HEADS = {"num_attention_heads": 16, "hidden_size": 1024}
 
 
 @pytest.mark.parametrize(
-    ("config", "quantized", "kept"),
+    ("config", "put_together", "kept"),
     [
         (HEADS, False, 0),
         (HEADS | {"head_dim": 128}, False, 0),
@@ -355,10 +355,9 @@ HEADS = {"num_attention_heads": 16, "hidden_size": 1024}
         ({}, False, 0),  # no attention
     ],
 )
-def test_scores_are_kept_of_quantized_keys_and_on_a_gpu_where_it_has_no_kernel_that_needs_none(
-    config: dict[str, Any], quantized: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+def test_scores_are_kept_where_mlx_lm_puts_them_together_and_on_a_gpu_that_has_no_kernel(
+    config: dict[str, Any], put_together: bool, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = nn.Linear(1, 1)
-    assert memory.scores(model, config, quantized=quantized) == (64 if quantized else 0)
+    assert memory.scores(config, put_together=put_together) == (64 if put_together else 0)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    assert memory.scores(model, config, quantized=quantized) == kept
+    assert memory.scores(config, put_together=put_together) == kept

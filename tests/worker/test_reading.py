@@ -258,6 +258,17 @@ def test_who_comes_while_a_part_of_a_long_prompt_is_read_does_not_wait_for_the_n
     assert session.read() == 21 + 2 + 64 + 3
 
 
+def test_a_long_prompt_is_read_beside_short_ones_a_token_at_a_time_as_well(llama: Loaded) -> None:
+    session = Session(llama, prefill_step=1)
+    session.submit(0, prompt(60), 2)
+    for id in range(1, 20):
+        session.submit(id, prompt(1, id), 2)
+        session.step()
+    session.run()
+    assert [session.finish(id) for id in range(20)] == ["length"] * 20
+    assert session.generated(0) == greedy(llama, prompt(60), 2)
+
+
 def test_an_urgent_long_prompt_is_read_before_one_that_is_not(llama: Loaded) -> None:
     session = Session(llama, prefill_step=32)
     session.submit(0, prompt(300), 1, priority=1)
