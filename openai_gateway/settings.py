@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     max_queue: Count = Field(256, description="Requests that may wait for a model; further ones get 429.")
     prefill_step: Count | None = Field(
         None,
-        description="Most prompt tokens read between two decode steps; by default 512 to 2048, by model and memory.",
+        description="Most prompt tokens read between two decode steps; by default 256 to 2048, by model and memory.",
     )
     memory: Memory = Field(
         "auto",

@@ -78,12 +78,12 @@ def _prefill_step(budget: Budget, model: nn.Module, *, snapshots: bool) -> int:
 
     Large parts are read faster, if there is memory, but not with latent attention (DeepSeek's), whose scores mlx-lm
     puts together itself. Where prompts are entered at `snapshots` alone, small parts leave more of these; a CPU
-    loses little by them.
+    loses nothing by them.
     """
     if is_latent(model) or budget.reserve < RESERVE:
         return 512
     if snapshots:
-        return 512 if mx.default_device() == mx.Device(mx.cpu) else 1024
+        return 256 if mx.default_device() == mx.Device(mx.cpu) else 1024
     return 2048
 
 

@@ -146,7 +146,7 @@ def test_the_engine_is_sized_as_it_was_ordered(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "limit", "snapshots", "step"),
     [
-        ("cpu", 40, False, 2048), ("cpu", 40, True, 512), ("cpu", 13, False, 512),
+        ("cpu", 40, False, 2048), ("cpu", 40, True, 256), ("cpu", 13, False, 512),
         ("gpu", 40, False, 2048), ("gpu", 40, True, 1024), ("gpu", 13, True, 512),
     ],
 )  # fmt: skip
