@@ -21,7 +21,7 @@ from tests.worker import tiny
 pytestmark = pytest.mark.anyio
 
 TRIALS = 30
-WORDS = 120
+WORDS = 300
 MODEL = tiny.LLAMA | {"max_position_embeddings": 4096}
 STOPS = list(string.ascii_letters)
 """With which an answer ends soon and by itself, so that it is kept."""
@@ -86,4 +86,4 @@ async def test_where_prompts_are_shared_it_does(tmp_path: Path) -> None:
     """What the test above would see, were it so; a kept answer would tell yet more."""
     async with two_keys(tmp_path, shared=True) as ask:
         watched = await watch(ask)
-    assert chance(watched.asked, watched.new) < 1e-6
+    assert chance(watched.asked, watched.new) < 0.001

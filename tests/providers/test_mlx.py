@@ -72,7 +72,9 @@ def test_g31_a_killed_worker_fails_a_request_that_is_not_streamed_with_503(tmp_p
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.5)
+        while not httpx2.get(f"{server.base_url}/performance").json()["models"][0]["requests"]["running"]:
+            time.sleep(0.05)
+        time.sleep(0.2)  # from the gateway to the worker
         server.worker().kill()
         thread.join(10)
         (error,) = errors
