@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,8 +30,18 @@ MLX = mx.fast.scaled_dot_product_attention
 
 
 @contextmanager
+def instead(function: Any) -> Iterator[None]:
+    """mlx-lm's models look mlx's function up at each call; for as long as the block runs they find this one."""
+    mx.fast.scaled_dot_product_attention = function
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = MLX
+
+
+@contextmanager
 def by_numpy(last: Any = None) -> Iterator[None]:
-    """During one pass of a model: mlx-lm's models look mlx's function up at each call.
+    """During one pass of a model.
 
     `last` is the cache of the last layer, if nothing but caches is wanted of the pass: once that has its keys, what is
     attended to is left to mlx, which computes only what is needed.
@@ -41,13 +51,12 @@ def by_numpy(last: Any = None) -> Iterator[None]:
         mx.fast.scaled_dot_product_attention = MLX
         return type(last).update_and_fetch(last, *arrays)
 
-    mx.fast.scaled_dot_product_attention = cast(Any, attention)
     if last is not None:
         last.update_and_fetch = update
     try:
-        yield
+        with instead(attention):
+            yield
     finally:
-        mx.fast.scaled_dot_product_attention = MLX
         if last is not None:
             del last.update_and_fetch
 
@@ -61,11 +70,8 @@ def attends(model: Any, make_cache: Callable[[], list[Any]]) -> bool:
         called = True
         return MLX(*arrays, **more)
 
-    mx.fast.scaled_dot_product_attention = cast(Any, notice)
-    try:
+    with instead(notice):
         model(mx.zeros((1, 2), dtype=mx.int32), cache=make_cache())
-    finally:
-        mx.fast.scaled_dot_product_attention = MLX
     return called
 
 

@@ -90,9 +90,7 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     budget = _fit(spec, engine, model)
     make_cache = quantize.caches(model, spec)
     language = _flat(model, config)
-    attends = spec.cache_type != "quantized" and not memory.is_latent(model) and attention.attends(model, make_cache)
-    kept = memory.scores(language, put_together=not attends)
-    footprint = dataclasses.replace(memory.footprint(model, make_cache), scores=kept)
+    footprint = _footprint(spec, model, language, make_cache)
     memory.keep_buffers(budget.reserve)
     if engine.wired_limit and (reason := memory.keep_resident(budget)):
         logger.warning("%s: %s", spec.id, reason)
@@ -120,6 +118,14 @@ def load(spec: ModelSpec, engine: wire.Engine = wire.Engine()) -> Loaded:  # noq
     )
     _report(spec, info, budget, footprint, apart)
     return Loaded(model, prompts, info, budget, footprint, make_cache, info.batched)
+
+
+def _footprint(
+    spec: ModelSpec, model: nn.Module, language: dict[str, Any], make_cache: Callable[[], list[Any]]
+) -> Footprint:
+    attends = spec.cache_type != "quantized" and not memory.is_latent(model) and attention.attends(model, make_cache)
+    scores = memory.scores(language, put_together=not attends)
+    return dataclasses.replace(memory.footprint(model, make_cache), scores=scores)
 
 
 def read_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
